@@ -1,0 +1,59 @@
+# Two commands: `make demo` runs the three roles end to end, `make test` proves it.
+# Both install what they need into virtual environments in this directory.
+
+PYTHON ?= python3
+VENV := .venv
+ORACLE := .venv-oracle
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes
+SOURCES := src tests bench
+
+.PHONY: help demo test lint unit system wire lock fuzz clean
+
+help: ## List the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
+
+demo: system $(VENV)/demo.stamp ## Owner, broker, guest and client end to end, on this machine
+	$(BIN)/sealserve demo $(DEMO_ARGS)
+
+test: system lint unit ## Everything CI checks: style, types, house rules, the whole test suite
+
+lint: $(VENV)/dev.stamp ## Style, types and house rules
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/dev.stamp $(ORACLE)/oracle.stamp ## The test suite with coverage
+	$(BIN)/pytest --cov --cov-report=term $(TEST_ARGS)
+
+system: ## Check for the system packages; install them when run as root
+	@scripts/system-packages.sh
+
+$(VENV)/demo.stamp: requirements/demo.txt pyproject.toml
+	@echo "Installing the demo's Python packages into $(VENV) ..."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -r requirements/demo.txt
+	$(BIN)/python $(PIP_INSTALL) -r requirements/build.txt
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt $(VENV)/demo.stamp
+	@echo "Installing the development tools into $(VENV) ..."
+	$(BIN)/python $(PIP_INSTALL) -r requirements/dev.txt
+	touch $@
+
+$(ORACLE)/oracle.stamp: requirements/oracle.txt
+	@echo "Installing TensorFlow, the tests' oracle, into $(ORACLE) (about 1.6 GB) ..."
+	test -x $(ORACLE)/bin/python || $(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/python $(PIP_INSTALL) -r requirements/oracle.txt
+	touch $@
+
+wire: $(VENV)/dev.stamp ## Generate the message modules from the .proto files
+	src/sealserve/wire/generate.sh $(abspath $(BIN)/python)
+
+lock: ## Resolve and pin every dependency anew (needs uv)
+	requirements/lock.sh
+
+clean: ## Remove the virtual environments, caches and the demo's files
+	rm -rf $(VENV) $(ORACLE) .sealserve-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Write the lock files anew from pyproject.toml: every version, every hash, no index.
+# Needs uv on the PATH. Run it from the repository's root, then review the diff.
+set -eu
+lock() {
+    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+        --no-emit-index-url --no-emit-find-links --no-header "$@"
+}
+lock pyproject.toml -o requirements/client.txt
+lock pyproject.toml --extra serve --extra volume -o requirements/server.txt
+lock pyproject.toml --all-extras -o requirements/demo.txt
+lock pyproject.toml --all-extras --group dev -o requirements/dev.txt
+lock requirements/build.in -o requirements/build.txt
+lock requirements/oracle.in --override requirements/oracle-overrides.txt -o requirements/oracle.txt

@@ -1,0 +1,1 @@
+"""The key broker's protocol (package ``sealserve.broker.v1``)."""

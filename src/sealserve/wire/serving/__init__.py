@@ -1,0 +1,1 @@
+"""TensorFlow Serving's requests, answers and configuration (package ``tensorflow.serving``)."""

@@ -1,0 +1,1 @@
+"""TensorFlow's tensors, graphs and SavedModels (package ``tensorflow``)."""

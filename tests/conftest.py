@@ -1,0 +1,28 @@
+"""Fixtures that every test may ask for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+IN_CI = os.environ.get("CI") == "true"
+
+
+def missing(what: str, remedy: str) -> None:
+    """Skip with the reason on a newcomer's machine; fail in CI, where all must be there."""
+    message = f"{what} is missing: {remedy}"
+    if IN_CI:
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Path:
+    """The Python of the virtual environment that holds TensorFlow and its client stubs."""
+    python = ROOT / ".venv-oracle" / "bin" / "python"
+    if not python.exists():
+        missing("the TensorFlow oracle", "run `make test`, which installs it")
+    return python
