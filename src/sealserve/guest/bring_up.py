@@ -1,0 +1,179 @@
+"""``sealserve guest up``: from a bare TD to a serving one, and back down.
+
+Rules this module keeps:
+
+* The order is fixed: attest, open, measure, *then* quote for TLS, then serve.
+  A client that sees the attested certificate therefore knows what runs.
+* The volume key lives from the release to the mount, in one bytearray that is
+  wiped on every path.
+* Whatever ends the guest (SIGTERM, a dead server, an error half-way up) closes
+  everything in the opposite order.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from sealserve.address import Address
+from sealserve.attestation import ratls
+from sealserve.broker.client import request_release
+from sealserve.broker.identity import BrokerIdentity
+from sealserve.errors import Unavailable
+from sealserve.guest.measure import guest_events, measure, require_unmeasured
+from sealserve.guest.server_process import ServerProcess
+from sealserve.tdx.eventlog import RuntimeEvent, encode_log
+from sealserve.tdx.guest import TdxGuest, read_boot_id
+from sealserve.volume.mount import mount_sealed
+from sealserve.volume.record import VolumeRecord, open_record
+
+__all__ = ["GuestConfig", "up"]
+
+_log = structlog.get_logger("sealserve.guest")
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """What a guest has to be told; nothing of it is secret.
+
+    Attributes:
+        volume: the sealed file on the host's disk.
+        resource: the name under which the broker holds its key.
+        broker: where the broker listens.
+        identity: the broker's public document: whom to believe.
+        owner_public_key: PEM of the Ed25519 key that signs the volume's record.
+        driver: ``"kernel"`` or ``"fuse"``; never chosen silently.
+        sysfs: the root of the kernel's TDX interfaces.
+        allow_simulation: accept a simulated TD below ``sysfs``.
+        serve_flags: passed to the model server (``--port=8500``).
+        certificate_lifetime: of the attested TLS identity; renewed at half of it.
+        state_dir: where the mount point and the event log live.
+    """
+
+    volume: Path
+    resource: str
+    broker: Address
+    identity: BrokerIdentity
+    owner_public_key: bytes
+    driver: str
+    sysfs: Path = Path("/sys")
+    allow_simulation: bool = False
+    serve_flags: tuple[str, ...] = ()
+    certificate_lifetime: dt.timedelta = dt.timedelta(hours=24)
+    state_dir: Path = field(default=Path("/run/sealserve"))
+
+
+def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> None:
+    """Bring the guest up, serve until SIGTERM or SIGINT, and take it down again.
+
+    Args:
+        config: what to open, and whom to ask for its key.
+        on_ready: called once with the server's ports.
+
+    Raises:
+        Refused: by the broker (its code), the volume's checks, or
+            ``guest.already_measured``.
+        Unavailable: a device, peer or program is missing, or ``guest.server_died``.
+    """
+    stopping = _stop_on_signals()
+    td = TdxGuest(config.sysfs, allow_simulation=config.allow_simulation)
+    log = _log.bind(simulation="SIMULATION: not a real TD") if td.simulated else _log
+    require_unmeasured(td)
+    with ExitStack() as down:
+        mountpoint = _mountpoint(config.state_dir, down)
+        signed_record, record = _open_volume(config, td, mountpoint, down, log)
+
+        events = guest_events(config.identity.spki_sha256, signed_record, record)
+        measure(td, events)
+        (config.state_dir / "runtime-log.json").write_bytes(encode_log(events))
+        log.info("measured", events=[event.name for event in events])
+
+        identity = _attested_identity(td, events, config)
+        server = down.enter_context(ServerProcess(mountpoint, identity, config.serve_flags))
+        log.info("serving", **server.ports)
+        on_ready(server.ports)
+        _supervise(server, stopping, lambda: _attested_identity(td, events, config), config)
+        log.info("stopping")
+
+
+def _open_volume(
+    config: GuestConfig,
+    td: TdxGuest,
+    mountpoint: Path,
+    down: ExitStack,
+    log: structlog.typing.FilteringBoundLogger,
+) -> tuple[bytes, VolumeRecord]:
+    """Get the key from the broker and mount the volume by its record alone."""
+    released = request_release(
+        str(config.broker), config.identity, config.resource, td.quote, read_boot_id()
+    )
+    try:
+        log.info("released", resource=config.resource, secret_version=released.secret_version)
+        record = open_record(released.record, config.owner_public_key)
+        down.enter_context(
+            mount_sealed(config.volume, record, released.secret, mountpoint, driver=config.driver)
+        )
+    finally:
+        released.secret[:] = bytes(len(released.secret))
+    log.info("opened", volume=record.name, version=record.version, driver=config.driver)
+    return released.record, record
+
+
+def _attested_identity(
+    td: TdxGuest, events: tuple[RuntimeEvent, ...], config: GuestConfig
+) -> ratls.TlsIdentity:
+    return ratls.make_identity(td.quote, events, lifetime=config.certificate_lifetime)
+
+
+def _supervise(
+    server: ServerProcess,
+    stopping: threading.Event,
+    new_identity: Callable[[], ratls.TlsIdentity],
+    config: GuestConfig,
+) -> None:
+    """Watch the server and renew its identity until it is time to stop."""
+    renew_every = config.certificate_lifetime / 2
+    renew_at = dt.datetime.now(dt.UTC) + renew_every
+    while not stopping.wait(_POLL_SECONDS):
+        status = server.exit_status()
+        if status is not None:
+            raise Unavailable(
+                "guest.server_died",
+                f"the model server ended with status {status}",
+                hint="its own log says why; the volume is closed",
+            )
+        if dt.datetime.now(dt.UTC) >= renew_at:
+            server.renew(new_identity())
+            renew_at += renew_every
+            _log.info("renewed", certificate="attested TLS identity")
+
+
+def _mountpoint(state_dir: Path, down: ExitStack) -> Path:
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        holder = down.enter_context(tempfile.TemporaryDirectory(dir=state_dir, prefix="volume-"))
+    except OSError as error:
+        raise Unavailable(
+            "guest.state_dir_unusable",
+            f"cannot use the state directory: {error.strerror}",
+            where=str(state_dir),
+            hint="give a directory on a tmpfs with --state-dir",
+        ) from None
+    return Path(holder)
+
+
+def _stop_on_signals() -> threading.Event:
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
