@@ -112,7 +112,7 @@ def connect(
         if policy or collateral or anchor:
             raise InputError(
                 "trust.contradiction",
-                "--crt checks no quote: --policy, --collateral and --simulation-anchor mean nothing",
+                "--crt checks no quote, so the options about quotes mean nothing",
                 hint="leave out --crt to verify the server's quote",
             )
         return connect_classic(url, crt.read_bytes(), connect_to=connect_to)

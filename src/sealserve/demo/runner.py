@@ -1,0 +1,246 @@
+"""Runs ``sealserve`` commands as a person would, each in a process of its own.
+
+Rules this module keeps:
+
+* Every command is recorded, with its directory-relative arguments, so that the
+  reader can repeat the demo by hand from ``commands.sh``.
+* Long-running commands say that they are ready by one JSON line on stdout.
+* Whatever happens, every process that was started is ended, last one first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sealserve.errors import Unavailable
+
+__all__ = ["Outcome", "Runner", "Service"]
+
+_STOP_SECONDS = 90.0
+_START_SECONDS = 120.0
+_COMMAND_SECONDS = 600.0
+_LINE_BYTES = 64 * 1024
+
+# No process ends with this status: a service that ends before it is ready failed.
+_NEVER = 1000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command did.
+
+    Attributes:
+        title: what the step is about, for people.
+        command: the arguments after ``sealserve``.
+        seconds: wall time; for a service, until it was ready.
+        status: exit status; 0 for a service that became ready.
+        stdout, stderr: what it printed.
+    """
+
+    title: str
+    command: tuple[str, ...]
+    seconds: float
+    status: int
+    stdout: str
+    stderr: str
+
+    def result(self) -> dict[str, Any]:
+        """The JSON object that the command printed with ``--json``."""
+        parsed: dict[str, Any] = json.loads(self.stdout)
+        return parsed
+
+
+class Service:
+    """A long-running command that has said it is ready.
+
+    Attributes:
+        ready: the JSON object that it printed then.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.ready: dict[str, Any] = {}
+        self._process = process
+
+    def wait_until_ready(self) -> str:
+        """The first line of its stdout; empty if it ends or takes too long."""
+        assert self._process.stdout is not None  # noqa: S101 - asked for when it was started
+        line = b""
+        deadline = time.monotonic() + _START_SECONDS
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n") and len(line) < _LINE_BYTES:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return ""
+                # Byte by byte: what follows the line stays in the pipe for `stop`.
+                chunk = os.read(self._process.stdout.fileno(), 1)
+                if not chunk:
+                    return ""
+                line += chunk
+        self.ready = json.loads(line)
+        return line.decode()
+
+    def stop(self) -> str:
+        """End it by SIGTERM and wait; safe to call twice.
+
+        Returns:
+            What it printed after it was ready.
+        """
+        assert self._process.stdout is not None  # noqa: S101 - asked for when it was started
+        if self._process.stdout.closed:
+            return ""
+        self._process.terminate()
+        try:
+            rest, _ = self._process.communicate(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            rest, _ = self._process.communicate()
+        return rest.decode(errors="replace")
+
+    def exit_status(self) -> int:
+        """How it ended; call it only after it did."""
+        return self._process.wait(_STOP_SECONDS)
+
+
+@dataclass
+class Runner:
+    """Runs commands in one working directory and keeps what they did.
+
+    Attributes:
+        directory: the commands' working directory; their paths are relative to it.
+        on_start: told the title of each step as it begins.
+        on_end: told the outcome of each step.
+        outcomes: of every step so far.
+    """
+
+    directory: Path
+    on_start: Callable[[str], None]
+    on_end: Callable[[Outcome], None]
+    outcomes: list[Outcome] = field(default_factory=list)
+    _script: list[str] = field(default_factory=list)
+    _running: ExitStack = field(default_factory=ExitStack)
+
+    def run(self, title: str, *command: str, expect: int = 0) -> Outcome:
+        """Run one command to its end.
+
+        Args:
+            title: what the step is about.
+            command: the arguments after ``sealserve``; relative paths.
+            expect: the exit status that this step is meant to show.
+
+        Raises:
+            Unavailable: ``demo.step_failed``.
+        """
+        self._note(title, command, background=False)
+        self.on_start(title)
+        begin = time.monotonic()
+        done = subprocess.run(
+            _program(command),
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_SECONDS,
+            check=False,
+        )
+        return self._end(
+            Outcome(
+                title,
+                command,
+                time.monotonic() - begin,
+                done.returncode,
+                done.stdout,
+                done.stderr,
+            ),
+            expect,
+        )
+
+    def start(self, title: str, name: str, *command: str) -> Service:
+        """Start a long-running command and wait until it says that it is ready.
+
+        Args:
+            title: what the step is about.
+            name: of its log file.
+            command: the arguments after ``sealserve``; relative paths.
+
+        Raises:
+            Unavailable: ``demo.step_failed``.
+        """
+        self._note(title, command, background=True)
+        self.on_start(title)
+        begin = time.monotonic()
+        log = self.directory / "logs" / f"{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("wb") as log_file:
+            service = Service(
+                subprocess.Popen(
+                    _program(command),
+                    cwd=self.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log_file,
+                    # Ctrl-C ends the demo, which then ends its services in order.
+                    start_new_session=True,
+                )
+            )
+        self._running.callback(service.stop)
+        line = service.wait_until_ready()
+        seconds = time.monotonic() - begin
+        if line:
+            self._end(Outcome(title, command, seconds, 0, line, ""), expect=0)
+        else:
+            service.stop()
+            errors = log.read_text(errors="replace")
+            status = service.exit_status()
+            self._end(Outcome(title, command, seconds, status, line, errors), expect=_NEVER)
+        return service
+
+    def shell(self, comment: str, line: str) -> None:
+        """Record something that the demo does itself as the shell line a person would type."""
+        self._script += ["", f"# {comment}", line]
+
+    def script(self) -> str:
+        """The whole demo as a shell script of ``sealserve`` commands."""
+        return "\n".join(["#!/bin/sh", "# Run from this directory.", *self._script, ""])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._running.close()
+
+    def _note(self, title: str, command: tuple[str, ...], *, background: bool) -> None:
+        self.shell(title, shlex.join(("sealserve", *command)) + (" &" if background else ""))
+
+    def _end(self, outcome: Outcome, expect: int) -> Outcome:
+        if outcome.status != expect:
+            tail = "\n".join(outcome.stderr.strip().splitlines()[-8:])
+            raise Unavailable(
+                "demo.step_failed",
+                f"'{outcome.title}' ended with status {outcome.status}:\n{tail}",
+                where=shlex.join(("sealserve", *outcome.command)),
+                hint="with --keep DIR the files and logs stay for a look",
+            )
+        self.outcomes.append(outcome)
+        self.on_end(outcome)
+        return outcome
+
+
+def _program(command: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", "sealserve", *command]
