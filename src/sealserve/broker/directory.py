@@ -1,0 +1,258 @@
+"""A broker's directory: what `sealserve broker init` makes and `serve` opens.
+
+| file | what it is |
+|---|---|
+| ``kek`` | the key-encryption key, mode 0600; back it up apart from the database |
+| ``broker.db`` | secrets, the broker's own keys (all wrapped), resources, the audit chain |
+| ``broker.json`` | the public identity, for owners and guests |
+
+Rules this module keeps: a directory appears complete or not at all, and no
+private key stands in it unwrapped but the KEK.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from sealserve.attestation.sealing import HpkeKey, generate_key
+from sealserve.broker import audit
+from sealserve.broker.deposit import open_deposit
+from sealserve.broker.identity import NAME_PATTERN, BrokerIdentity, make_tls_identity
+from sealserve.broker.keys import KeyEncryptionKey
+from sealserve.broker.protocol import MAX_RECORD_BYTES, resource_name
+from sealserve.broker.store import Resource, Store
+from sealserve.errors import InputError, Refused, Unavailable
+
+__all__ = ["DEFAULT_LEASE_SECONDS", "Broker", "create", "open_broker"]
+
+DEFAULT_LEASE_SECONDS: Final = 24 * 3600
+
+_KEK: Final = "kek"
+_DATABASE: Final = "broker.db"
+_IDENTITY: Final = "broker.json"
+_TLS_KEY: Final = "broker/tls"
+_DEPOSIT_KEY: Final = "broker/deposit"
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """An open broker directory; a context manager that closes its store.
+
+    Attributes:
+        root: the directory.
+        identity: the public document.
+        kek: wraps and unwraps what the store holds.
+        store: the database.
+    """
+
+    root: Path
+    identity: BrokerIdentity
+    kek: KeyEncryptionKey
+    store: Store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.store.close()
+
+    @property
+    def audit(self) -> audit.AuditLog:
+        """The audit chain."""
+        return audit.AuditLog(self.store)
+
+    def tls_private_key(self) -> bytes:
+        """The TLS private key, PEM, for gRPC to hold in memory."""
+        return self.store.broker_key(_TLS_KEY, self.kek)
+
+    def put_secret(
+        self,
+        resource: str,
+        sealed_key: bytes,
+        *,
+        record: bytes,
+        owner_public_key: bytes,
+        policy: str,
+        lease_seconds: int = DEFAULT_LEASE_SECONDS,
+    ) -> Resource:
+        """Take a deposit: keep its key, and let this policy say who may have it.
+
+        The caller has checked the record's signature and the policy.
+
+        Args:
+            resource: the name guests ask for, such as ``"models/demo"``.
+            sealed_key: made by `deposit.seal_for` for this broker.
+            record: signed volume record, or empty if the secret opens no volume.
+            owner_public_key: who signed the record.
+            policy: YAML text of the policy.
+            lease_seconds: how long a guest may keep the secret, from 1 on.
+
+        Returns:
+            The resource as it is now; a second put of a name is its next version.
+
+        Raises:
+            InputError: ``resource.name_invalid``, ``resource.record_too_large``,
+                ``resource.lease_invalid``, ``deposit.malformed``.
+            Refused: ``sealing.not_opened``.
+            Unavailable: ``store.unavailable``.
+        """
+        resource_name(resource)
+        if len(record) > MAX_RECORD_BYTES:
+            raise InputError(
+                "resource.record_too_large",
+                f"the volume record has {len(record)} bytes, more than {MAX_RECORD_BYTES}",
+                hint="put fewer models into one volume",
+            )
+        if not 1 <= lease_seconds < 2**31:
+            raise InputError("resource.lease_invalid", f"a lease of {lease_seconds} s is no lease")
+        secret = open_deposit(self._deposit_key(), self.identity, sealed_key)
+        with self.store.writing() as session:
+            stored = self.store.put_secret(
+                session,
+                resource,
+                secret,
+                self.kek,
+                record=record,
+                owner_public_key=owner_public_key,
+                policy=policy,
+                lease_seconds=lease_seconds,
+            )
+            audit.append(
+                session,
+                {
+                    "event": "secret.put",
+                    "resource": resource,
+                    "secret_version": stored.secret_version,
+                    "policy_sha256": stored.policy_sha256,
+                },
+            )
+        return stored
+
+    def _deposit_key(self) -> HpkeKey:
+        return HpkeKey.from_private_bytes(self.store.broker_key(_DEPOSIT_KEY, self.kek))
+
+
+def create(root: Path, *, name: str, hosts: Sequence[str] = ()) -> BrokerIdentity:
+    """Make a new broker.
+
+    Args:
+        root: the directory to make; it may exist if it is empty.
+        name: the broker's name for people, up to 64 characters.
+        hosts: DNS names and IP addresses for its certificate.
+
+    Returns:
+        The public identity, which also stands in ``broker.json``.
+
+    Raises:
+        InputError: ``broker.directory_exists``, ``broker.name_invalid``,
+            ``identity.host_invalid``.
+        Unavailable: ``broker.directory_unwritable``.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(
+            "broker.directory_exists",
+            "there is something at this place already",
+            where=str(root),
+            hint="give a new directory; a broker is never overwritten",
+        )
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InputError(
+            "broker.name_invalid",
+            f"{name[:64]!r} is no name for a broker",
+            hint="use up to 64 letters, digits, spaces, '.', '_' and '-'",
+        )
+    tls_key, certificate = make_tls_identity(name, hosts)
+    deposit_key = generate_key()
+    identity = BrokerIdentity(
+        name=name,
+        certificate=certificate,
+        deposit_key=base64.b64encode(deposit_key.public).decode(),
+    )
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        try:
+            _fill(scratch, identity, tls_key, deposit_key)
+            scratch.rename(root)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        _sync(root.parent)
+    except OSError as error:
+        raise Unavailable(
+            "broker.directory_unwritable",
+            f"the broker's directory cannot be made: {error.strerror}",
+            where=str(root),
+            hint="check the place's owner and free space",
+        ) from None
+    return identity
+
+
+def open_broker(root: Path) -> Broker:
+    """Open a broker's directory.
+
+    Raises:
+        Unavailable: ``broker.directory_missing``, ``kek.unreadable``, ``store.unavailable``.
+        Refused: ``kek.*``; ``broker.key_mismatch`` if identity and database belong to
+            different brokers; ``store.version_unknown``.
+        InputError: ``identity.malformed``.
+    """
+    if not (root / _DATABASE).is_file():
+        raise Unavailable(
+            "broker.directory_missing",
+            "this is no broker's directory",
+            where=str(root),
+            hint="make one with `sealserve broker init DIR --name NAME`",
+        )
+    identity = BrokerIdentity.load(root / _IDENTITY)
+    kek = KeyEncryptionKey.load(root / _KEK)
+    broker = Broker(root, identity, kek, Store.open(root / _DATABASE))
+    try:
+        if broker._deposit_key().public != identity.deposit_public_key:
+            raise Refused(
+                "broker.key_mismatch",
+                "broker.json and broker.db belong to different brokers",
+                where=str(root),
+                hint="restore both from the same backup",
+            )
+    except BaseException:
+        broker.store.close()
+        raise
+    return broker
+
+
+def _fill(scratch: Path, identity: BrokerIdentity, tls_key: bytes, deposit_key: HpkeKey) -> None:
+    kek = KeyEncryptionKey.create(scratch / _KEK)
+    store = Store.open(scratch / _DATABASE)
+    try:
+        store.put_broker_key(_TLS_KEY, tls_key, kek)
+        store.put_broker_key(_DEPOSIT_KEY, deposit_key.private_bytes(), kek)
+    finally:
+        store.close()
+    with (scratch / _IDENTITY).open("wb") as file:
+        file.write(identity.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(scratch)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

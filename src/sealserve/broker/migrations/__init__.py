@@ -1,0 +1,1 @@
+"""The history of the broker's tables, run by Alembic when a store is opened."""

@@ -1,0 +1,59 @@
+"""The first tables: the broker's keys, secrets, resources, the audit chain."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Make the tables and the head of an empty audit chain."""
+    op.create_table(
+        "broker_keys",
+        sa.Column("name", sa.String(64), primary_key=True),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("wrapped", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "secrets",
+        sa.Column("id", sa.String(128), primary_key=True),
+        sa.Column("version", sa.Integer, primary_key=True),
+        sa.Column("wrapped", sa.LargeBinary, nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("created", sa.String(32), nullable=False),
+    )
+    op.create_table(
+        "resources",
+        sa.Column("name", sa.String(128), primary_key=True),
+        sa.Column("secret_id", sa.String(128), nullable=False),
+        sa.Column("secret_version", sa.Integer, nullable=False),
+        sa.Column("record", sa.LargeBinary, nullable=False),
+        sa.Column("owner_public_key", sa.LargeBinary, nullable=False),
+        sa.Column("policy", sa.Text, nullable=False),
+        sa.Column("policy_sha256", sa.String(64), nullable=False),
+        sa.Column("lease_seconds", sa.Integer, nullable=False),
+        sa.ForeignKeyConstraint(["secret_id", "secret_version"], ["secrets.id", "secrets.version"]),
+    )
+    op.create_table(
+        "audit_lines",
+        sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("line", sa.Text, nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False),
+    )
+    head = op.create_table(
+        "audit_head",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("count", sa.Integer, nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False),
+    )
+    op.bulk_insert(head, [{"id": 1, "count": 0, "sha256": "0" * 64}])
+
+
+def downgrade() -> None:
+    """There is nothing before the first tables."""
+    raise NotImplementedError("the first tables cannot be undone; restore a backup")

@@ -1,0 +1,59 @@
+"""The facts of the wire that service and client share.
+
+Rules this module keeps: each name, limit and lifetime stands here once (the sizes
+that the report data binds stand in `attestation.binding`), and `resource_name`
+is the one gate that a resource name passes, whoever sends it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from sealserve.errors import InputError
+
+__all__ = [
+    "CHALLENGE_METHOD",
+    "MAX_MESSAGE_BYTES",
+    "MAX_RECORD_BYTES",
+    "MAX_SECRET_BYTES",
+    "NONCE_LIFETIME_SECONDS",
+    "RELEASE_METHOD",
+    "SERVICE",
+    "resource_name",
+]
+
+SERVICE: Final = "sealserve.broker.v1.KeyBroker"
+CHALLENGE_METHOD: Final = f"/{SERVICE}/Challenge"
+RELEASE_METHOD: Final = f"/{SERVICE}/Release"
+
+NONCE_LIFETIME_SECONDS: Final = 60
+MAX_MESSAGE_BYTES: Final = 64 * 1024
+MAX_SECRET_BYTES: Final = 4096
+MAX_RECORD_BYTES: Final = 48 * 1024
+"""So that record, secret and HPKE's overhead fit into one message."""
+
+_RESOURCE = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*)*")
+_MAX_RESOURCE_CHARS = 128
+
+
+def resource_name(text: str) -> str:
+    """Check the name of a resource.
+
+    Args:
+        text: such as ``"models/demo"``; at most 128 characters of ``a-z 0-9 . _ -``,
+            in parts joined by ``/``, each beginning with a letter or digit.
+
+    Returns:
+        The same text.
+
+    Raises:
+        InputError: ``resource.name_invalid``.
+    """
+    if len(text) > _MAX_RESOURCE_CHARS or not _RESOURCE.fullmatch(text):
+        raise InputError(
+            "resource.name_invalid",
+            f"{text[:_MAX_RESOURCE_CHARS]!r} is not the name of a resource",
+            hint="use parts of a-z, 0-9, '.', '_' and '-' joined by '/', such as models/demo",
+        )
+    return text
