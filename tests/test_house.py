@@ -1,0 +1,85 @@
+"""Promises that hold for the repository as a whole."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def test_the_client_imports_nothing_heavy() -> None:
+    """`import sealserve.client` needs five third-party packages and what they bring themselves."""
+    code = (
+        "import sys, sealserve.client\n"
+        "print('\\n'.join(sorted({n.partition('.')[0] for n in sys.modules})))"
+    )
+    listed = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(listed.stdout.split())
+    heavy = {
+        "openvino", "tensorflow", "pydantic", "yaml", "typer", "click", "rich", "structlog",
+        "sqlalchemy", "alembic", "starlette", "uvicorn", "orjson", "mfusepy", "PIL", "skimage",
+    }  # fmt: skip
+    assert not loaded & heavy
+
+
+@pytest.mark.parametrize("package", ["serving", "broker", "volume", "guest", "model", "simulator"])
+def test_importing_a_package_does_no_work(package: str) -> None:
+    """No import starts a thread or opens a file for writing."""
+    code = (
+        "import sys, threading\n"
+        "def watch(event, args):\n"
+        "    if event == 'open' and isinstance(args[1], str) and set(args[1]) & set('wax+'):\n"
+        "        raise SystemExit(f'opened {args[0]} for writing')\n"
+        "sys.dont_write_bytecode = True\n"
+        "sys.addaudithook(watch)\n"
+        f"import sealserve.{package}\n"
+        "assert threading.active_count() == 1, threading.enumerate()\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", code], check=True)
+
+
+def test_generated_messages_match_their_definitions(tmp_path: Path) -> None:
+    """`make wire` would change nothing."""
+    wire = ROOT / "src" / "sealserve" / "wire"
+    copy = tmp_path / "src" / "sealserve" / "wire"
+    subprocess.run(
+        ["cp", "-r", "--parents", "sealserve/wire", tmp_path], cwd=ROOT / "src", check=True
+    )
+    copy = tmp_path / "sealserve" / "wire"
+    generated = sorted(p.relative_to(wire) for p in wire.rglob("*_pb2.py*"))
+    for path in generated:
+        (copy / path).unlink()
+    subprocess.run([copy / "generate.sh", sys.executable], check=True)
+    assert sorted(p.relative_to(copy) for p in copy.rglob("*_pb2.py*")) == generated
+    for path in generated:
+        assert (copy / path).read_bytes() == (wire / path).read_bytes(), path
+
+
+def test_tensorflow_is_not_installed_beside_us() -> None:
+    """The main environment has no TensorFlow or PyTorch: what passes here needs neither."""
+    code = "import importlib.util as u; print(u.find_spec('tensorflow'), u.find_spec('torch'))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["None", "None"]
+
+
+@pytest.mark.parametrize("order", ["sealserve first", "tensorflow first"])
+def test_tensorflow_can_be_imported_in_the_same_process(oracle: Path, order: str) -> None:
+    """Both register tensorflow.TensorProto; the private pool keeps them apart."""
+    ours = "from sealserve.wire.serving import api_pb2 as ours"
+    theirs = "from tensorflow_serving.apis import predict_pb2 as theirs"
+    lines = [ours, theirs] if order == "sealserve first" else [theirs, ours]
+    check = (
+        "request = ours.PredictRequest(); request.model_spec.name = 'm'\n"
+        "request.inputs['x'].float_val.extend([1.0, 2.0])\n"
+        "other = theirs.PredictRequest.FromString(request.SerializeToString())\n"
+        "assert list(other.inputs['x'].float_val) == [1.0, 2.0] and other.model_spec.name == 'm'\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n" + "\n".join([*lines, check])
+    subprocess.run([oracle, "-c", code], check=True, env={"TF_CPP_MIN_LOG_LEVEL": "3"})
