@@ -1,0 +1,254 @@
+"""What a policy can demand of an attested guest.
+
+Rules this module keeps:
+
+* Deny by default: a policy without releases accepts nothing, a platform flag is
+  refused until it is opted into, simulation is refused until it is allowed.
+* ``None`` (field absent) means "no rule about this"; an *empty* list means
+  "nothing is accepted". The two are never mixed up.
+* Each field stands once: :mod:`sealserve.attestation.policy_file` reads YAML
+  straight into these classes. They are standard-library dataclasses because a
+  client uses them without pydantic and YAML installed.
+* Values are checked when a policy is made, not when it is used.
+
+Register values are lower-case hexadecimal, in the byte order of the TD report.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from sealserve.errors import InputError
+
+__all__ = [
+    "TCB_STATUSES",
+    "AcceptedStatus",
+    "MaskedValue",
+    "PlatformFlags",
+    "Policy",
+    "Release",
+    "RequiredEvent",
+    "TcbStatus",
+]
+
+TcbStatus = Literal[
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+]
+"""Intel's TCB statuses that a policy may accept; ``Revoked`` is never accepted."""
+
+TCB_STATUSES: tuple[TcbStatus, ...] = (
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+)
+
+# Unknown keys and look-alike types ("yes" for a bool, 1.0 for an int) are
+# errors when pydantic fills these classes; without pydantic this is inert.
+_STRICT = {"extra": "forbid", "strict": True}
+
+_REGISTER_BYTES = 48
+_WORD_BYTES = 8
+_PIID_BYTES = 16
+_MAX_ENTRIES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """One labelled release of the guest image: registers that belong together.
+
+    Attributes:
+        label: the release's name in reports, for example ``"2026.11"``.
+        mrtd: initial memory of the TD (firmware).
+        rtmr0: firmware configuration.
+        rtmr1: boot loader and kernel.
+        rtmr2: kernel command line, initrd, operating system.
+        rtmr3: runtime events; absent when the event log is appraised instead.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    label: str
+    mrtd: str
+    rtmr0: str
+    rtmr1: str
+    rtmr2: str
+    rtmr3: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.label) <= 128 or not self.label.isprintable():
+            raise _malformed("releases.label", self.label, "1 to 128 printable characters")
+        for register in ("mrtd", "rtmr0", "rtmr1", "rtmr2"):
+            _hex(f"releases.{register}", getattr(self, register), _REGISTER_BYTES)
+        if self.rtmr3 is not None:
+            _hex("releases.rtmr3", self.rtmr3, _REGISTER_BYTES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedValue:
+    """A rule about an 8-byte word: ``word & mask == value``."""
+
+    __pydantic_config__ = _STRICT
+
+    mask: str
+    value: str
+
+    def __post_init__(self) -> None:
+        mask = _hex("mask", self.mask, _WORD_BYTES)
+        value = _hex("value", self.value, _WORD_BYTES)
+        if any(v & ~m for m, v in zip(mask, value, strict=True)):
+            raise _malformed("value", self.value, f"no bit outside the mask {self.mask}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformFlags:
+    """Platform properties that are refused unless they are set here.
+
+    Server platforms usually have all three. Source: Intel PCK certificate
+    profile, section 1.3.5 (configuration).
+
+    Attributes:
+        dynamic_platform: CPUs may be added later.
+        cached_keys: platform keys are cached by Intel's registration service.
+        smt: simultaneous multithreading (hyper-threading) is on.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    dynamic_platform: bool = False
+    cached_keys: bool = False
+    smt: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedStatus:
+    """A TCB status that is accepted.
+
+    Attributes:
+        status: Intel's name of the status.
+        grace_days: accepted only this many days beyond the date of the TCB
+            level the platform has reached; absent means without limit.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    status: TcbStatus
+    grace_days: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in TCB_STATUSES:
+            raise _malformed("tcb_statuses.status", self.status, ", ".join(TCB_STATUSES))
+        if self.grace_days is not None and not 0 <= self.grace_days <= 3650:
+            raise _malformed("tcb_statuses.grace_days", self.grace_days, "0 to 3650")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequiredEvent:
+    """A runtime event that RTMR3 must contain.
+
+    Attributes:
+        name: the event's name.
+        payload: its payload in hexadecimal. When given, no event of this name
+            may have a payload that the policy does not list.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    payload: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_.-]{0,63}", self.name):
+            raise _malformed("required_events.name", self.name, "an event name")
+        if self.payload is not None and not re.fullmatch(r"([0-9a-f]{2})*", self.payload):
+            raise _malformed("required_events.payload", self.payload, "lower-case hexadecimal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Who may have a secret, or whom a client trusts. Every rule must hold.
+
+    Attributes:
+        releases: accepted releases of the guest image; empty accepts nothing.
+        mrseam: accepted TDX modules by measurement; absent leaves it to the
+            TDX module identities in Intel's TCB info.
+        td_attributes: rule about the TD attributes. Debug, migratable and
+            profiled TDs are refused always, whatever stands here.
+        xfam: rule about the extended features.
+        mrconfigid: accepted launch configurations.
+        mrowner: accepted owners.
+        mrownerconfig: accepted owner configurations.
+        platform_ids: accepted platforms by platform instance id (PIID): the
+            answer to hardware that is genuine but not in your hands.
+        platform_flags: platform properties opted into.
+        tcb_statuses: accepted TCB statuses.
+        rejected_advisories: Intel security advisories that must not apply.
+        min_tcb_evaluation: least TCB evaluation data number of the collateral,
+            against replay of older collateral.
+        required_events: runtime events that must be in RTMR3. With any here,
+            evidence without an event log is refused.
+        simulation: ``"allowed"`` accepts SIMULATED guests. For tests and demos.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    releases: tuple[Release, ...] = ()
+    mrseam: tuple[str, ...] | None = None
+    td_attributes: MaskedValue | None = None
+    xfam: MaskedValue | None = None
+    mrconfigid: tuple[str, ...] | None = None
+    mrowner: tuple[str, ...] | None = None
+    mrownerconfig: tuple[str, ...] | None = None
+    platform_ids: tuple[str, ...] | None = None
+    platform_flags: PlatformFlags = PlatformFlags()
+    tcb_statuses: tuple[AcceptedStatus, ...] = (AcceptedStatus(status="UpToDate"),)
+    rejected_advisories: tuple[str, ...] = ()
+    min_tcb_evaluation: int = 0
+    required_events: tuple[RequiredEvent, ...] = ()
+    simulation: Literal["denied", "allowed"] = "denied"
+
+    def __post_init__(self) -> None:
+        for name in ("mrseam", "mrconfigid", "mrowner", "mrownerconfig"):
+            for value in getattr(self, name) or ():
+                _hex(name, value, _REGISTER_BYTES)
+        for value in self.platform_ids or ():
+            _hex("platform_ids", value, _PIID_BYTES)
+        for value in self.rejected_advisories:
+            if not re.fullmatch(r"INTEL-SA-[0-9]{5}", value):
+                raise _malformed("rejected_advisories", value, "the form INTEL-SA-00000")
+        if self.min_tcb_evaluation < 0:
+            raise _malformed("min_tcb_evaluation", self.min_tcb_evaluation, "0 or more")
+        if self.simulation not in ("denied", "allowed"):
+            raise _malformed("simulation", self.simulation, "denied or allowed")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple) and len(value) > _MAX_ENTRIES:
+                raise _malformed(field.name, len(value), f"at most {_MAX_ENTRIES} entries")
+        for name in ("releases", "tcb_statuses"):
+            keys = [getattr(e, "label", None) or e.status for e in getattr(self, name)]
+            if len(set(keys)) != len(keys):
+                raise _malformed(name, keys, "no name twice")
+
+
+def _hex(field: str, value: str, size: int) -> bytes:
+    if not re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value):
+        raise _malformed(field, value, f"{size} bytes as {2 * size} lower-case hexadecimal digits")
+    return bytes.fromhex(value)
+
+
+def _malformed(field: str, value: Any, expected: str) -> InputError:
+    return InputError(
+        "policy.malformed",
+        f"{str(value)[:120]!r} is not allowed here",
+        where=field,
+        hint=f"expected {expected}",
+    )

@@ -1,0 +1,136 @@
+"""Policies as YAML files: read strictly, written readably.
+
+An unknown field, a duplicate key, a wrong type and a wrong length are errors
+that name the field. The fields and their meaning stand once, in
+:mod:`sealserve.attestation.policy`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sealserve.attestation.policy import Policy
+from sealserve.errors import InputError, Unavailable
+
+__all__ = ["MAX_POLICY_BYTES", "dump", "load", "parse"]
+
+MAX_POLICY_BYTES = 1 << 20
+
+_ADAPTER = TypeAdapter(Policy)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases (they can blow up) and without duplicate keys (one would win)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed in a policy")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"key given twice: {', '.join(sorted(twice))}")
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path | str) -> Policy:
+    """Read a policy file.
+
+    Raises:
+        Unavailable: ``policy.file_unreadable``.
+        InputError: ``policy.malformed`` naming file and field.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_POLICY_BYTES + 1)
+    except OSError as error:
+        raise Unavailable(
+            "policy.file_unreadable", f"cannot be read: {error.strerror}", where=str(path)
+        ) from None
+    try:
+        return parse(raw)
+    except InputError as error:
+        where = f"{path}: {error.where}" if error.where else str(path)
+        raise InputError("policy.malformed", error.message, where=where, hint=error.hint) from None
+
+
+def parse(raw: bytes) -> Policy:
+    """Read a policy from the bytes of a YAML document.
+
+    Raises:
+        InputError: ``policy.malformed``.
+    """
+    if len(raw) > MAX_POLICY_BYTES:
+        raise InputError("policy.malformed", f"a policy has at most {MAX_POLICY_BYTES} bytes")
+    try:
+        # _Loader derives from SafeLoader: no objects are constructed.
+        document = yaml.load(raw, _Loader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError("policy.malformed", f"not a YAML document: {text}") from None
+    if not isinstance(document, dict):
+        raise InputError(
+            "policy.malformed",
+            "a policy is a YAML mapping of rules; this document is empty or something else",
+            hint="`sealserve policy init` writes one to begin with",
+        )
+    _refuse_empty_values(document, ())
+    try:
+        # In JSON mode strict tuples are written as lists, as they are in YAML.
+        return _ADAPTER.validate_json(json.dumps(document))
+    except (TypeError, RecursionError):
+        raise InputError(
+            "policy.malformed",
+            "a date, binary or nested value stands where none is known",
+            hint="put quotes around hexadecimal values",
+        ) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(Policy.__dataclass_fields__)
+        hint = f"the fields are: {known}" if "unexpected" in first["type"] else None
+        raise InputError("policy.malformed", first["msg"], where=where, hint=hint) from None
+
+
+def dump(policy: Policy) -> str:
+    """The policy as a YAML document that :func:`parse` reads; absent rules are left out."""
+    document = {
+        name: value for name, value in asdict(policy).items() if value is not None and value != ()
+    }
+    return yaml.safe_dump(_plain(document), sort_keys=False, width=120)
+
+
+def _refuse_empty_values(value: Any, where: tuple[str, ...]) -> None:
+    """An empty value is a half-written rule: it must not read as "no rule"."""
+    if value is None:
+        raise InputError(
+            "policy.malformed",
+            "the value is empty",
+            where=".".join(where),
+            hint="remove the field for no rule, or write [] to accept nothing",
+        )
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        children = value.items()
+    elif isinstance(value, list):
+        children = enumerate(value)
+    for key, item in children:
+        _refuse_empty_values(item, (*where, str(key)))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists and absent fields left out, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
