@@ -173,9 +173,9 @@ class _Caller:
         if left <= 0:
             raise _timed_out(self._address)
         try:
-            answer: bytes = self._channel.unary_unary(method)(
-                request.SerializeToString(), timeout=left
-            )
+            answer: bytes = self._channel.unary_unary(
+                method, request_serializer=bytes, response_deserializer=bytes
+            )(request.SerializeToString(), timeout=left)
         except grpc.RpcError as error:
             raise _error_of(error, self._address) from None
         return answer

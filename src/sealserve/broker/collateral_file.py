@@ -1,0 +1,68 @@
+"""The broker's collateral: one file, re-read when it changes.
+
+Rules this module keeps: a change is noticed before the next decision; a new
+file that cannot be read leaves the last good one in force (it carries its own
+end of validity, which every decision checks) and says so in the log.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from structlog.typing import FilteringBoundLogger
+
+from sealserve.attestation.collateral import Collateral
+from sealserve.errors import SealserveError, Unavailable
+
+__all__ = ["CollateralFile"]
+
+_Stamp = tuple[int, int, int]
+
+
+class CollateralFile:
+    """The collateral to decide by.
+
+    Args:
+        path: the file that `Collateral.load` reads; replace it by rename.
+        log: where a bad new file is reported.
+
+    Raises:
+        Unavailable: ``collateral.file_unreadable``.
+        InputError: ``collateral.malformed``, ``collateral.too_large``.
+    """
+
+    def __init__(self, path: Path, log: FilteringBoundLogger) -> None:
+        self._path = path
+        self._log = log
+        self._lock = threading.Lock()
+        self._stamp = self._stamp_now()
+        self._collateral = Collateral.load(path)
+
+    def current(self) -> Collateral:
+        """The file's content as it is now, or the last content that could be read."""
+        with self._lock:
+            try:
+                stamp = self._stamp_now()
+                if stamp != self._stamp:
+                    self._stamp = stamp
+                    self._collateral = Collateral.load(self._path)
+                    self._log.info(
+                        "collateral read",
+                        evaluation=self._collateral.evaluation_number,
+                        ends=self._collateral.ends.isoformat(),
+                    )
+            except SealserveError as error:
+                self._log.error("collateral not read, keeping the last one", **error.to_dict())
+            return self._collateral
+
+    def _stamp_now(self) -> _Stamp:
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise Unavailable(
+                "collateral.file_unreadable",
+                f"cannot be read: {error.strerror}",
+                where=str(self._path),
+            ) from None
+        return status.st_mtime_ns, status.st_size, status.st_ino

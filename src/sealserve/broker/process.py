@@ -1,0 +1,126 @@
+"""The broker as a process: from its options to a listening server, until SIGTERM.
+
+Rules this module keeps: one anchor, chosen here and nowhere else; under a
+simulation anchor every log line says SIMULATION; on SIGTERM or SIGINT calls in
+flight finish, and the database is closed last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from sealserve.address import Address
+from sealserve.attestation.verifier import INTEL, Anchor, Verifier
+from sealserve.broker.challenges import ChallengeTable
+from sealserve.broker.collateral_file import CollateralFile
+from sealserve.broker.directory import open_broker
+from sealserve.broker.release import KeyRelease
+from sealserve.broker.service import BrokerServer
+from sealserve.errors import Unavailable
+
+__all__ = ["ServeOptions", "make_logger", "serve"]
+
+_MAX_ANCHOR_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What a broker process has to be told.
+
+    Attributes:
+        root: the broker's directory.
+        listen: where guests reach it; port 0 takes any free port.
+        collateral: the collateral file, re-read when it changes.
+        simulation_anchor: root of a SIMULATED platform (DER), instead of Intel's.
+        ready_fd: gets one JSON line with the address once the broker answers.
+    """
+
+    root: Path
+    listen: Address
+    collateral: Path
+    simulation_anchor: Path | None = None
+    ready_fd: int | None = None
+
+
+def serve(options: ServeOptions) -> None:
+    """Run a broker until SIGTERM or SIGINT.
+
+    Raises:
+        Unavailable: ``anchor.unreadable``, ``broker.*``, ``collateral.*``, ``store.*``.
+        Refused: ``kek.*``, ``chain.anchor_not_simulation``, ``store.*``.
+        InputError: ``chain.anchor_malformed``, ``collateral.*``, ``identity.malformed``.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stopping.set())
+    anchor = INTEL if options.simulation_anchor is None else _simulation(options.simulation_anchor)
+    log = make_logger(sys.stderr, anchor)
+    with open_broker(options.root) as broker:
+        decide = KeyRelease(
+            broker,
+            Verifier(anchor),
+            CollateralFile(options.collateral, log),
+            ChallengeTable(),
+            log,
+        )
+        server = BrokerServer(broker, decide, options.listen, log)
+        server.start()
+        try:
+            log.info("listening", address=str(server.address), broker=broker.identity.name)
+            if options.ready_fd is not None:
+                _tell_ready(options.ready_fd, server.address)
+            stopping.wait()
+            log.info("stopping")
+        finally:
+            server.stop()
+    log.info("stopped")
+
+
+def make_logger(stream: TextIO, anchor: Anchor) -> FilteringBoundLogger:
+    """The broker's log: one JSON object a line; SIMULATION in each one if it is one."""
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.WriteLogger(stream),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+    ).bind(anchor=anchor.name)
+    return logger
+
+
+def _simulation(path: Path) -> Anchor:
+    try:
+        with path.open("rb") as file:
+            return Anchor.simulation(file.read(_MAX_ANCHOR_BYTES + 1))
+    except OSError as error:
+        raise Unavailable(
+            "anchor.unreadable",
+            f"the simulation anchor cannot be read: {error.strerror}",
+            where=str(path),
+            hint="`sealserve simulate platform DIR` writes one as DIR/anchor.der",
+        ) from None
+
+
+def _tell_ready(descriptor: int, address: Address) -> None:
+    line = json.dumps({"address": str(address)}) + "\n"
+    try:
+        os.write(descriptor, line.encode())
+        os.close(descriptor)
+    except OSError as error:
+        raise Unavailable(
+            "broker.ready_fd_closed",
+            f"nobody reads on the descriptor of --ready-fd: {error.strerror}",
+            where=f"descriptor {descriptor}",
+        ) from None

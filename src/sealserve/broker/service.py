@@ -1,0 +1,216 @@
+"""The broker's guest port: gRPC over TLS in front of `broker.release`.
+
+Rules this module keeps:
+
+* A handler parses, calls, and maps errors to statuses; it decides nothing. An
+  answer's details are codes alone; a bug's text never leaves the process.
+* Everything is bounded: message size, threads, calls in flight, handshake time,
+  idle time. A call whose caller has gone is not worked on.
+* The TLS key comes from the store and goes to gRPC in memory.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import urllib.parse
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from structlog.typing import FilteringBoundLogger
+
+from sealserve.address import Address
+from sealserve.broker.directory import Broker
+from sealserve.broker.protocol import (
+    CHALLENGE_METHOD,
+    MAX_MESSAGE_BYTES,
+    NONCE_LIFETIME_SECONDS,
+    RELEASE_METHOD,
+    SERVICE,
+)
+from sealserve.broker.release import KeyRelease, ReleaseRequest
+from sealserve.errors import InputError, Refused, SealserveError, Unavailable
+from sealserve.wire.broker import v1_pb2
+
+__all__ = ["DRAIN_SECONDS", "BrokerServer"]
+
+DRAIN_SECONDS: Final = 10.0
+"""How long calls in flight may take to finish when the server stops."""
+
+_THREADS: Final = 8
+_MAX_CALLS_IN_FLIGHT: Final = 128
+_OPTIONS: Final[list[tuple[str, int]]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.max_concurrent_streams", 16),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 60_000),
+    # Two brokers on one port would share its connections at random.
+    ("grpc.so_reuseport", 0),
+]
+
+_M = TypeVar("_M", bound=Message)
+
+
+class BrokerServer:
+    """A listening broker.
+
+    Args:
+        broker: whose TLS identity to show.
+        decide: what the calls lead to.
+        listen: where to listen; port 0 takes any free port.
+        log: the broker's own log.
+
+    Raises:
+        Unavailable: ``broker.listen_failed``.
+    """
+
+    def __init__(
+        self, broker: Broker, decide: KeyRelease, listen: Address, log: FilteringBoundLogger
+    ) -> None:
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="broker")
+        self._server = grpc.server(
+            self._pool, options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS_IN_FLIGHT
+        )
+        self._server.add_generic_rpc_handlers((_handlers(_Servicer(decide, log)),))
+        certificate = broker.identity.certificate.encode()
+        credentials = grpc.ssl_server_credentials([(broker.tls_private_key(), certificate)])
+        try:
+            port = self._server.add_secure_port(str(listen), credentials)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise Unavailable(
+                "broker.listen_failed",
+                "the broker cannot listen there",
+                where=str(listen),
+                hint="another process may hold the port, or the address is not this machine's",
+            )
+        self.address = Address(listen.host, port)
+
+    def start(self) -> None:
+        """Answer calls from now on."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """Refuse new calls, let those in flight finish, and return when all is still."""
+        self._server.stop(DRAIN_SECONDS).wait()
+        self._pool.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class _No:
+    """An answer that is not a message: a status, and codes for its details."""
+
+    status: grpc.StatusCode
+    details: str
+
+
+_Method = Callable[[bytes, str], bytes | _No]
+
+
+class _Servicer:
+    def __init__(self, decide: KeyRelease, log: FilteringBoundLogger) -> None:
+        self._decide = decide
+        self._log = log
+
+    def challenge(self, raw: bytes, peer: str) -> bytes | _No:
+        request = _parse(v1_pb2.ChallengeRequest, raw)
+        nonce = self._decide.challenge(request.resource, peer)
+        response = v1_pb2.ChallengeResponse(nonce=nonce, lifetime_seconds=NONCE_LIFETIME_SECONDS)
+        return response.SerializeToString()
+
+    def release(self, raw: bytes, peer: str) -> bytes | _No:
+        request = _parse(v1_pb2.ReleaseRequest, raw)
+        decision = self._decide.release(
+            ReleaseRequest(
+                peer=peer,
+                resource=request.resource,
+                nonce=request.nonce,
+                boot_id=request.boot_id,
+                hpke_public_key=request.hpke_public_key,
+                quote=request.quote,
+            )
+        )
+        if decision.error is not None:
+            return _no(decision.error, decision.reasons)
+        return v1_pb2.ReleaseResponse(sealed=decision.sealed).SerializeToString()
+
+    def guarded(self, method: _Method) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        """The method as gRPC calls it, with every error turned into a status."""
+
+        def call(raw: bytes, context: grpc.ServicerContext) -> bytes:
+            if not context.is_active():
+                return b""  # the caller went away while this waited for a thread
+            answer = self._answered(method, raw, _host_of(context.peer()))
+            if isinstance(answer, _No):
+                context.abort(answer.status, answer.details)
+            return answer
+
+        return call
+
+    def _answered(self, method: _Method, raw: bytes, peer: str) -> bytes | _No:
+        try:
+            return method(raw, peer)
+        except SealserveError as error:
+            self._log.warning("call refused", peer=peer, code=error.code)
+            return _no(error, ())
+        except Exception as error:
+            self._log.error("unexpected error", peer=peer, type=type(error).__name__)
+            return _No(grpc.StatusCode.INTERNAL, "internal.unexpected")
+
+
+def _handlers(servicer: _Servicer) -> grpc.GenericRpcHandler[bytes, bytes]:
+    methods = {CHALLENGE_METHOD: servicer.challenge, RELEASE_METHOD: servicer.release}
+    # Without serializers: bytes in, bytes out, so that a message that does not
+    # parse is our error and not gRPC's traceback.
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            path.rpartition("/")[2]: grpc.unary_unary_rpc_method_handler(servicer.guarded(method))
+            for path, method in methods.items()
+        },
+    )
+
+
+def _parse(kind: type[_M], raw: bytes) -> _M:
+    message = kind()
+    try:
+        message.ParseFromString(raw)
+    except DecodeError:
+        raise InputError(
+            "release.request_malformed", f"not a {kind.DESCRIPTOR.name} message"
+        ) from None
+    return message
+
+
+def _no(error: SealserveError, reasons: tuple[str, ...]) -> _No:
+    match error:
+        case Refused():
+            status = grpc.StatusCode.PERMISSION_DENIED
+        case InputError():
+            status = grpc.StatusCode.INVALID_ARGUMENT
+        case Unavailable():
+            status = grpc.StatusCode.UNAVAILABLE
+        case _:
+            status = grpc.StatusCode.INTERNAL
+    return _No(status, " ".join((error.code, *reasons)))
+
+
+def _host_of(peer: str) -> str:
+    """The host in gRPC's ``ipv4:192.0.2.1:5000`` or ``ipv6:%5B2001:db8::1%5D:5000``.
+
+    IPv6 hosts count as their /64, since one machine has all of that.
+    """
+    family, _, rest = peer.partition(":")
+    host = urllib.parse.unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
+    if family != "ipv6":
+        return host or peer[:64]
+    try:
+        return str(ipaddress.IPv6Network((host, 64), strict=False))
+    except ValueError:
+        return peer[:64]
