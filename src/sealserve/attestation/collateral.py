@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,9 @@ def _deadlines(fields: dict[str, str], documents: dict[str, Any]) -> list[Deadli
         crl = x509.load_der_x509_crl(bytes.fromhex(fields[name]))
         if crl.next_update_utc is None:
             raise ValueError("a CRL without nextUpdate never expires")
-        found.append(Deadline(name, crl.last_update_utc, crl.next_update_utc))
+        # A CRL is good *before* nextUpdate: that second is already too late.
+        last_second = crl.next_update_utc - timedelta(seconds=1)
+        found.append(Deadline(name, crl.last_update_utc, last_second))
     for name in _PEM_CHAINS:
         chain = x509.load_pem_x509_certificates(fields[name].encode())
         found += [Deadline(name, c.not_valid_before_utc, c.not_valid_after_utc) for c in chain]

@@ -211,7 +211,7 @@ def _check_window(collateral: Collateral, now: datetime) -> None:
         if now > deadline.ends:
             raise Refused(
                 "collateral.expired",
-                f"{deadline.part} expired at {deadline.ends:%Y-%m-%dT%H:%M:%SZ}, "
+                f"{deadline.part} expired after {deadline.ends:%Y-%m-%dT%H:%M:%SZ}, "
                 f"and the time to verify for is {now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
                 hint=_ASK_FOR_NEW,
             )
