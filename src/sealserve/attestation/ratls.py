@@ -114,7 +114,7 @@ class TrustReport:
         lines = [
             f"platform      {'SIMULATION' if td.simulated else 'Intel TDX'}, anchor {td.anchor}",
             f"TCB           {td.tcb_status}, level of {td.tcb_date:%Y-%m-%d}",
-            f"evaluation    {td.tcb_evaluation}, collateral good until {td.collateral_ends:%Y-%m-%d}",
+            f"evaluation    {td.tcb_evaluation}, collateral ends {td.collateral_ends:%Y-%m-%d}",
             f"advisories    {', '.join(td.advisory_ids) or 'none'}",
             f"release       {self.verdict.release}",
             f"MRTD          {td.report.mrtd.hex()}",
