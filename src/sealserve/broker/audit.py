@@ -16,19 +16,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sealserve.broker.store import Store
 from sealserve.broker.tables import AuditHeadRow, AuditLineRow
-from sealserve.errors import InternalError, Refused
+from sealserve.errors import InternalError, Refused, Unavailable
 
-__all__ = ["GENESIS", "AuditLog", "ChainHead", "append"]
+__all__ = ["GENESIS", "AuditLog", "ChainHead", "append", "describe"]
 
 GENESIS: Final = "0" * 64
 """What the first line names as the hash of the line before it."""
@@ -101,10 +104,43 @@ class AuditLog:
                 statement = statement.where(AuditLineRow.sequence.in_(select(chosen.c.sequence)))
             yield from session.scalars(statement.execution_options(yield_per=_BATCH))
 
-    def head(self) -> ChainHead:
-        """Where the chain says that it ends; not checked."""
+    def length(self) -> int:
+        """How many lines there are."""
         with self._store.reading() as session:
-            return _head_of(session)
+            return session.scalar(select(func.count()).select_from(AuditLineRow)) or 0
+
+    def export(self, path: Path) -> int:
+        """Write all lines to a file, one JSON object a line, whole or not at all.
+
+        Returns:
+            How many lines were written.
+
+        Raises:
+            Unavailable: ``audit.export_failed``.
+        """
+        count = 0
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", dir=path.parent, prefix=f".{path.name}-", encoding="ascii", delete=False
+            ) as file:
+                try:
+                    for line in self.lines():
+                        file.write(line + "\n")
+                        count += 1
+                    file.flush()
+                    os.fsync(file.fileno())
+                    Path(file.name).replace(path)
+                except BaseException:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            raise Unavailable(
+                "audit.export_failed",
+                f"the audit log cannot be written: {error.strerror}",
+                where=str(path),
+                hint="give a file in a directory that exists and has space",
+            ) from None
+        return count
 
     def verify(self) -> ChainHead:
         """Check every line and the end.
@@ -130,6 +166,21 @@ class AuditLog:
                 hint="lines are missing at the end, or the head was changed",
             )
         return found
+
+
+def describe(entry: Mapping[str, Any]) -> str:
+    """One line of the log, parsed, as text for people."""
+    subject = entry.get("resource", "(no resource)")
+    head = f"{entry['time']}  {entry['event']}  {entry.get('verdict', '')}  {subject}"
+    origin = f"  from {entry['peer']}" if "peer" in entry else ""
+    details = []
+    for reason in entry.get("reasons", ()):
+        if "expected" in reason:
+            why = f"expected {reason['expected']}, found {reason['actual']}"
+        else:
+            why = reason.get("message", "")
+        details.append(f"\n    {reason['code']}: {why}")
+    return " ".join(f"{head}{origin}".split()) + "".join(details)
 
 
 def _check(rows: Iterable[tuple[int, str, str]]) -> ChainHead:

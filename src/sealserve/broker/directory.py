@@ -17,12 +17,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from sealserve.attestation import policy_file
 from sealserve.attestation.sealing import HpkeKey, generate_key
 from sealserve.broker import audit
 from sealserve.broker.deposit import open_deposit
@@ -86,27 +87,29 @@ class Broker:
         *,
         record: bytes,
         owner_public_key: bytes,
-        policy: str,
+        policy: bytes,
         lease_seconds: int = DEFAULT_LEASE_SECONDS,
+        check: Callable[[bytes], None] = lambda _secret: None,
     ) -> Resource:
         """Take a deposit: keep its key, and let this policy say who may have it.
 
-        The caller has checked the record's signature and the policy.
+        The caller has checked the record's signature.
 
         Args:
             resource: the name guests ask for, such as ``"models/demo"``.
             sealed_key: made by `deposit.seal_for` for this broker.
             record: signed volume record, or empty if the secret opens no volume.
             owner_public_key: who signed the record.
-            policy: YAML text of the policy.
+            policy: the policy, a YAML document.
             lease_seconds: how long a guest may keep the secret, from 1 on.
+            check: called with the opened key; raises if it does not belong to the record.
 
         Returns:
             The resource as it is now; a second put of a name is its next version.
 
         Raises:
             InputError: ``resource.name_invalid``, ``resource.record_too_large``,
-                ``resource.lease_invalid``, ``deposit.malformed``.
+                ``resource.lease_invalid``, ``deposit.malformed``, ``policy.malformed``.
             Refused: ``sealing.not_opened``.
             Unavailable: ``store.unavailable``.
         """
@@ -119,7 +122,9 @@ class Broker:
             )
         if not 1 <= lease_seconds < 2**31:
             raise InputError("resource.lease_invalid", f"a lease of {lease_seconds} s is no lease")
+        policy_file.parse(policy)
         secret = open_deposit(self._deposit_key(), self.identity, sealed_key)
+        check(secret)
         with self.store.writing() as session:
             stored = self.store.put_secret(
                 session,

@@ -211,7 +211,7 @@ class KeyRelease:
     def _policy(self, resource: Resource) -> Policy:
         digest, policy = self._policies.get(resource.name, ("", None))
         if policy is None or digest != resource.policy_sha256:
-            policy = policy_file.parse(resource.policy.encode())
+            policy = policy_file.parse(resource.policy)
             self._policies[resource.name] = (resource.policy_sha256, policy)
         return policy
 

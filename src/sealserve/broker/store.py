@@ -52,7 +52,7 @@ class Resource:
         secret_version: the version of the secret that is released.
         record: the signed volume record, or empty.
         owner_public_key: the key that signed the record, in the form it was given.
-        policy: the policy's YAML text.
+        policy: the policy, a YAML document.
         policy_sha256: its SHA-256, hex.
         lease_seconds: how long a guest may keep the secret before it asks again.
     """
@@ -62,7 +62,7 @@ class Resource:
     secret_version: int
     record: bytes
     owner_public_key: bytes
-    policy: str
+    policy: bytes
     policy_sha256: str
     lease_seconds: int
 
@@ -167,7 +167,7 @@ class Store:
         *,
         record: bytes,
         owner_public_key: bytes,
-        policy: str,
+        policy: bytes,
         lease_seconds: int,
     ) -> Resource:
         """Store a secret's next version and point the resource of the same name at it.
@@ -179,7 +179,7 @@ class Store:
             kek: wraps them.
             record: signed volume record, or empty.
             owner_public_key: who signed it.
-            policy: YAML text.
+            policy: a YAML document.
             lease_seconds: how long a guest may keep the secret.
 
         Returns:
@@ -206,7 +206,7 @@ class Store:
             record=record,
             owner_public_key=owner_public_key,
             policy=policy,
-            policy_sha256=hashlib.sha256(policy.encode()).hexdigest(),
+            policy_sha256=hashlib.sha256(policy).hexdigest(),
             lease_seconds=lease_seconds,
         )
         session.merge(ResourceRow(**{key: getattr(resource, key) for key in Resource.__slots__}))

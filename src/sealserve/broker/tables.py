@@ -47,7 +47,7 @@ class ResourceRow(Base):
     secret_version: Mapped[int] = mapped_column(Integer)
     record: Mapped[bytes] = mapped_column(LargeBinary)
     owner_public_key: Mapped[bytes] = mapped_column(LargeBinary)
-    policy: Mapped[str] = mapped_column(Text)
+    policy: Mapped[bytes] = mapped_column(LargeBinary)
     policy_sha256: Mapped[str] = mapped_column(String(64))
     lease_seconds: Mapped[int] = mapped_column(Integer)
 

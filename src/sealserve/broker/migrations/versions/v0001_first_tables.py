@@ -34,7 +34,7 @@ def upgrade() -> None:
         sa.Column("secret_version", sa.Integer, nullable=False),
         sa.Column("record", sa.LargeBinary, nullable=False),
         sa.Column("owner_public_key", sa.LargeBinary, nullable=False),
-        sa.Column("policy", sa.Text, nullable=False),
+        sa.Column("policy", sa.LargeBinary, nullable=False),
         sa.Column("policy_sha256", sa.String(64), nullable=False),
         sa.Column("lease_seconds", sa.Integer, nullable=False),
         sa.ForeignKeyConstraint(["secret_id", "secret_version"], ["secrets.id", "secrets.version"]),

@@ -1,0 +1,97 @@
+"""What an operator wants to see of a broker at a glance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sealserve.broker.directory import open_broker
+from sealserve.broker.store import Resource
+from sealserve.errors import Refused
+
+__all__ = ["BrokerStatus", "status_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerStatus:
+    """One look at a broker's directory.
+
+    Attributes:
+        name: the broker's name.
+        spki_sha256: fingerprint of its TLS key, hex.
+        certificate_ends: when guests can no longer connect.
+        resources: what guests may ask for.
+        live_secrets: versions of secrets that can be released.
+        retired_secrets: versions that were replaced.
+        audit_lines: length of the audit chain.
+        audit_problem: what is wrong with the chain; ``None`` if it is whole.
+    """
+
+    name: str
+    spki_sha256: str
+    certificate_ends: datetime
+    resources: tuple[Resource, ...]
+    live_secrets: int
+    retired_secrets: int
+    audit_lines: int
+    audit_problem: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The status as a JSON object."""
+        return {
+            "name": self.name,
+            "spki_sha256": self.spki_sha256,
+            "certificate_ends": self.certificate_ends.isoformat(),
+            "resources": [
+                {
+                    "name": resource.name,
+                    "secret_version": resource.secret_version,
+                    "policy_sha256": resource.policy_sha256,
+                    "lease_seconds": resource.lease_seconds,
+                }
+                for resource in self.resources
+            ],
+            "secrets": {"live": self.live_secrets, "retired": self.retired_secrets},
+            "audit": {"lines": self.audit_lines, "problem": self.audit_problem},
+        }
+
+    def to_text(self) -> str:
+        """The status for people."""
+        lines = [
+            f"broker {self.name!r}, fingerprint {self.spki_sha256}",
+            f"certificate ends {self.certificate_ends:%Y-%m-%d}",
+            f"secrets: {self.live_secrets} live, {self.retired_secrets} retired",
+            f"audit chain: {self.audit_lines} lines, {self.audit_problem or 'whole'}",
+            "resources:" if self.resources else "resources: none",
+        ]
+        for resource in self.resources:
+            version, policy = resource.secret_version, resource.policy_sha256[:16]
+            lines.append(f"  {resource.name}  version {version}  policy {policy}")
+        return "\n".join(lines)
+
+
+def status_of(root: Path) -> BrokerStatus:
+    """Look at a broker's directory, whether a broker process runs on it or not.
+
+    Raises:
+        Unavailable, Refused, InputError: as `directory.open_broker`.
+    """
+    with open_broker(root) as broker:
+        problem = None
+        try:
+            broker.audit.verify()
+        except Refused as error:
+            problem = str(error)
+        states = [secret.state for secret in broker.store.secrets()]
+        return BrokerStatus(
+            name=broker.identity.name,
+            spki_sha256=broker.identity.spki_sha256.hex(),
+            certificate_ends=broker.identity.x509.not_valid_after_utc,
+            resources=tuple(broker.store.resources()),
+            live_secrets=states.count("live"),
+            retired_secrets=states.count("retired"),
+            audit_lines=broker.audit.length(),
+            audit_problem=problem,
+        )

@@ -1,0 +1,101 @@
+"""``sealserve broker``: the service that decides who gets a key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sealserve.cli.console import JsonFlag, emit
+
+app = typer.Typer(
+    help="Run the key broker: it releases keys to attested guests only.", no_args_is_help=True
+)
+
+_Directory = Annotated[Path, typer.Argument(help="The broker's directory.", metavar="DIR")]
+
+
+@app.callback()
+def group() -> None:
+    """Run the key broker: it releases keys to attested guests only."""
+
+
+@app.command()
+def init(
+    directory: _Directory,
+    name: Annotated[str, typer.Option(help="The broker's name, for people and certificates.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A DNS name or IP address for its certificate; repeat for more."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make a new broker: its keys, its empty database, its public identity.
+
+    Give DIR/broker.json to owners and guests: it is how they know this broker.
+    Back up DIR/kek apart from the database: without it no secret ever opens.
+
+    Example: sealserve broker init /var/lib/sealserve/broker --name acme --host broker.example.com
+    """
+    from sealserve.broker.directory import create
+
+    identity = create(directory, name=name, hosts=host or [])
+    emit(
+        {
+            "directory": str(directory),
+            "identity": str(directory / "broker.json"),
+            "name": identity.name,
+            "spki_sha256": identity.spki_sha256.hex(),
+        },
+        as_json=json,
+        text=f"made broker {identity.name!r} in {directory}\n"
+        f"  identity     {directory / 'broker.json'} (public: for owners and guests)\n"
+        f"  fingerprint  {identity.spki_sha256.hex()}\n"
+        f"  back up      {directory / 'kek'} (secret: keep it apart from the database)",
+    )
+
+
+@app.command()
+def serve(
+    directory: _Directory,
+    listen: Annotated[
+        str, typer.Option(help="Where guests reach it; port 0 takes any.", metavar="HOST:PORT")
+    ],
+    collateral: Annotated[
+        Path, typer.Option(help="Intel's collateral (JSON); re-read when it changes.")
+    ],
+    simulation_anchor: Annotated[
+        Path | None,
+        typer.Option(
+            help="SIMULATION ONLY: believe this root (DER) instead of Intel's, and no real guest."
+        ),
+    ] = None,
+    ready_fd: Annotated[
+        int | None,
+        typer.Option(help="Write one JSON line with the address here once it answers.", min=1),
+    ] = None,
+) -> None:
+    """Answer guests until SIGTERM. The log goes to stderr, one JSON object a line.
+
+    Example: sealserve broker serve /var/lib/sealserve/broker --listen 0.0.0.0:7000
+    --collateral collateral.json
+    """
+    from sealserve.address import Address
+    from sealserve.broker.process import ServeOptions
+    from sealserve.broker.process import serve as run
+
+    address = Address.parse(listen, where="--listen")
+    run(ServeOptions(directory, address, collateral, simulation_anchor, ready_fd))
+
+
+@app.command()
+def status(directory: _Directory, json: JsonFlag = False) -> None:
+    """Show what the broker holds, and whether its audit chain is whole.
+
+    Example: sealserve broker status /var/lib/sealserve/broker
+    """
+    from sealserve.broker.status import status_of
+
+    found = status_of(directory)
+    emit(found.to_dict(), as_json=json, text=found.to_text())
