@@ -1,0 +1,1 @@
+"""Image classifiers written out as frozen graphs, one architecture a file."""
