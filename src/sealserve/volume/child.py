@@ -1,0 +1,200 @@
+"""The parent's side of `sealserve.volume.fuse`: start it, hear from it, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from sealserve import errors
+from sealserve.errors import SealserveError, Unavailable
+from sealserve.volume.process import find_tool, is_mounted, run, secret_pipe
+
+__all__ = ["FuseChild", "end_process", "lazy_unmount", "require_fuse"]
+
+FILE_NAME: Final = "volume"
+"""Name of the one file in the child's filesystem."""
+
+_START_TIMEOUT: Final = 60.0  # an Argon2id keyslot at its bound takes 5 s, a loaded machine more
+_STOP_TIMEOUT: Final = 10.0
+_UNMOUNTED_TIMEOUT: Final = 2.0
+
+
+class FuseChild:
+    """A process of its own that shows a volume's inside as one file.
+
+    The key goes to it through a pipe, the open volume file as a descriptor; its
+    command line holds numbers and a directory, its environment nothing new.
+
+    The child ends with the *thread* that made it (``PR_SET_PDEATHSIG``): make it
+    in the main thread, or in one that lives as long as the mount.
+    """
+
+    def __init__(
+        self, mode: str, descriptor: int, settings: Mapping[str, Any], key: bytes | bytearray
+    ) -> None:
+        """Start the child and wait until its file can be opened.
+
+        Args:
+            mode: ``read`` (sealed volume) or ``fill`` (volume being made).
+            descriptor: the volume file.
+            settings: what `sealserve.volume.fuse` expects for this mode.
+            key: the volume key.
+
+        Raises:
+            SealserveError: what went wrong in the child, or
+                Unavailable ``volume.fuse_failed`` when it could not say.
+        """
+        require_fuse()
+        self.directory = Path(tempfile.mkdtemp(prefix="sealserve-volume-"))
+        try:
+            self._process, self._status = self._start(mode, descriptor, settings, key)
+        except BaseException:
+            self.directory.rmdir()
+            raise
+        try:
+            self._await_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def file(self) -> Path:
+        """The decrypted volume, as one file that only this user may read."""
+        return self.directory / FILE_NAME
+
+    @property
+    def pid(self) -> int:
+        """Process id, for logs."""
+        return self._process.pid
+
+    def close(self) -> int:
+        """Unmount and end the child; harmless when it has ended.
+
+        Returns:
+            The child's exit status: 0 when all it was given to write is on the disk.
+        """
+        # Unmounting comes first: the kernel then hands over what it still holds,
+        # and the child ends by itself, with status 0.
+        lazy_unmount(self.directory)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_UNMOUNTED_TIMEOUT)
+        status = end_process(self._process)
+        lazy_unmount(self.directory)
+        if self._status >= 0:
+            os.close(self._status)
+            self._status = -1
+        with contextlib.suppress(FileNotFoundError):
+            self.directory.rmdir()
+        return status
+
+    def _start(
+        self, mode: str, descriptor: int, settings: Mapping[str, Any], key: bytes | bytearray
+    ) -> tuple[subprocess.Popen[bytes], int]:
+        text = json.dumps({**settings, "parent": os.getpid()}).encode()
+        status, status_writer = os.pipe()
+        try:
+            with (
+                os.fdopen(os.memfd_create("settings"), "w+b") as settings_file,
+                secret_pipe(key) as key_reader,
+            ):
+                settings_file.write(text)
+                settings_file.seek(0)
+                inherited = (descriptor, settings_file.fileno(), key_reader, status_writer)
+                # -P: a module in the current directory must not be taken for ours.
+                command = [sys.executable, "-P", "-m", "sealserve.volume.fuse"]
+                command += [mode, str(self.directory), *map(str, inherited)]
+                process = subprocess.Popen(
+                    command,
+                    pass_fds=inherited,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "FUSE_LIBRARY_NAME": "fuse3"},
+                    # Ctrl-C goes to the whole process group; the order in which
+                    # things close is the parent's to decide.
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(status)
+            raise
+        finally:
+            os.close(status_writer)
+        return process, status
+
+    def _await_ready(self) -> None:
+        answer = b""
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not answer.endswith(b"\n"):
+            ready, _, _ = select.select([self._status], [], [], deadline - time.monotonic())
+            if not ready:
+                raise Unavailable(
+                    "volume.fuse_failed", f"the FUSE process was not ready in {_START_TIMEOUT:g} s"
+                )
+            piece = os.read(self._status, 65536)
+            if not piece:
+                break
+            answer += piece
+        if answer == b"ready\n":
+            return
+        raise _error_of(answer)
+
+
+def require_fuse() -> None:
+    """Make sure that FUSE can be used here.
+
+    Raises:
+        Unavailable: ``volume.fuse_missing``, ``volume.tool_missing``.
+    """
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise Unavailable(
+            "volume.fuse_missing",
+            "this user may not open /dev/fuse, or the kernel has no FUSE",
+            hint="modprobe fuse; in a container, pass the device /dev/fuse",
+        )
+    if os.geteuid() != 0:
+        find_tool("fusermount3")
+
+
+def _error_of(answer: bytes) -> SealserveError:
+    """The child's own error, in the parent."""
+    try:
+        fields = json.loads(answer)
+        kind = getattr(errors, fields.pop("class"))
+        rebuilt = kind(fields.pop("code"), fields.pop("message"), **fields)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Unavailable(
+            "volume.fuse_failed",
+            "the FUSE process ended before its file was there",
+            hint="its own message stands above; can this user mount FUSE filesystems?",
+        )
+    if not isinstance(rebuilt, SealserveError):
+        raise TypeError("not one of our errors")
+    return rebuilt
+
+
+def end_process(process: subprocess.Popen[bytes]) -> int:
+    """SIGTERM, and SIGKILL if that is not enough; returns the exit status."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
+
+
+def lazy_unmount(directory: Path) -> None:
+    """Take a mount away even if its server is dead or it is in use."""
+    while is_mounted(directory):
+        if os.geteuid() == 0:
+            run(["umount", "--lazy", str(directory)])
+        else:
+            run(["fusermount3", "-u", "-z", str(directory)])

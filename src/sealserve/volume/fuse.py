@@ -1,0 +1,254 @@
+"""The process that shows a volume's inside as one file: ``python -m sealserve.volume.fuse``.
+
+Started only by `sealserve.volume.child`. Arguments: mode, mount directory, then
+four inherited descriptors: volume file, settings (JSON), key (a pipe), status (a pipe).
+
+Rules this module keeps:
+
+* The key comes through a pipe and is wiped once the cipher has it. The process
+  can not be dumped or traced, and leaves no core.
+* Whatever goes wrong in a read becomes EIO: no exception reaches libfuse, no
+  unverified byte reaches the reader. The first few failures are logged.
+* It ends with its parent, on SIGTERM, and when its filesystem is unmounted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import resource
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import mfusepy
+import structlog
+
+from sealserve.errors import InternalError, SealserveError, Unavailable
+from sealserve.volume.child import FILE_NAME, lazy_unmount
+from sealserve.volume.cipher import wipe
+from sealserve.volume.engine import SealedView, WritableView
+from sealserve.volume.process import is_mounted
+from sealserve.volume.record import BLOCK_SIZE, KEY_SIZE, decode_payload
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
+_PR_SET_DUMPABLE: Final = 4
+_CAP_WRITEBACK_CACHE: Final = 1 << 16  # <fuse_common.h> of libfuse 3
+_PATH: Final = f"/{FILE_NAME}"
+_MAX_LOGGED: Final = 10
+
+_T = TypeVar("_T")
+
+_log = structlog.get_logger("sealserve.volume.fuse")
+
+
+class _OneFile(mfusepy.Operations):  # type: ignore[misc]
+    """A directory with one file in it: the view."""
+
+    use_ns = True
+
+    def __init__(self, view: SealedView | WritableView, status: int) -> None:
+        self._view = view
+        self._status = status
+        self._failures = 0
+        self._writable = isinstance(view, WritableView)
+
+    def init_with_config(self, connection: Any, _config: Any) -> None:
+        # The maker's small writes are gathered by the kernel: 6 times as fast.
+        if self._writable and connection is not None and mfusepy.fuse_version_major == 3:
+            connection.want |= connection.capable & _CAP_WRITEBACK_CACHE
+        os.write(self._status, b"ready\n")
+        os.close(self._status)
+
+    def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
+        del fh
+        if path == "/":
+            return {"st_mode": stat.S_IFDIR | 0o700, "st_nlink": 2, **self._owner()}
+        if path == _PATH:
+            mode = stat.S_IFREG | (0o600 if self._writable else 0o400)
+            size = self._view.size
+            return {
+                "st_mode": mode,
+                "st_nlink": 1,
+                "st_size": size,
+                "st_blocks": size // 512,
+                "st_blksize": BLOCK_SIZE,
+                **self._owner(),
+            }
+        raise mfusepy.FuseOSError(errno.ENOENT)
+
+    def readdir(self, path: str, fh: int) -> list[str]:
+        del path, fh
+        return [".", "..", FILE_NAME]
+
+    def open(self, path: str, flags: int) -> int:
+        if path != _PATH:
+            raise mfusepy.FuseOSError(errno.ENOENT)
+        if not self._writable and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise mfusepy.FuseOSError(errno.EROFS)
+        return 0
+
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        del path, fh
+        return self._guard(lambda: bytes(self._view.pread(offset, size)))
+
+    def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        del path, fh
+        view = self._view
+        if not isinstance(view, WritableView):
+            raise mfusepy.FuseOSError(errno.EROFS)
+        return self._guard(lambda: view.pwrite(offset, data))
+
+    def truncate(self, path: str, length: int, fh: int | None = None) -> int:
+        del path, fh
+        if not self._writable or length != self._view.size:
+            raise mfusepy.FuseOSError(errno.EPERM)
+        return 0
+
+    def fsync(self, path: str, datasync: int, fh: int) -> int:
+        del path, datasync, fh
+        if isinstance(self._view, WritableView):
+            self._guard(self._view.flush)
+        return 0
+
+    def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
+        del path, times  # the writeback cache sets times; the view has none
+        return 0
+
+    def _owner(self) -> dict[str, int]:
+        return {"st_uid": os.geteuid(), "st_gid": os.getegid()}
+
+    def _guard(self, work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except Exception as error:
+            self._failures += 1
+            if self._failures <= _MAX_LOGGED:
+                # Not the text of an unknown exception: it could hold data.
+                ours = isinstance(error, SealserveError)
+                reason = str(error) if ours else type(error).__name__
+                _log.error("io_failed", error=reason, last=self._failures == _MAX_LOGGED)
+            raise mfusepy.FuseOSError(errno.EIO) from None
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until unmounted or told to stop.
+
+    Args:
+        arguments: mode, directory and the four descriptors.
+
+    Returns:
+        The exit status; 0 when nothing that was written is lost.
+    """
+    mode, directory, *numbers = arguments
+    file, settings_file, key_pipe, status = map(int, numbers)
+    _harden()
+    with os.fdopen(settings_file, "rb") as stream:
+        settings = json.load(stream)
+    try:
+        _end_with(settings["parent"])
+        view = _open_view(mode, file, settings, _read_key(key_pipe))
+    except SealserveError as error:
+        _report(status, error)
+        return error.exit_status
+    try:
+        _serve(view, directory, status)
+        if isinstance(view, WritableView):
+            view.flush()
+    except RuntimeError:  # libfuse's main loop ended with an error; it has said why
+        return 1
+    finally:
+        view.close()
+        if os.getppid() != settings["parent"]:
+            _release_consumer(settings.get("mountpoint"))
+    return 0
+
+
+def _serve(view: SealedView | WritableView, directory: str, status: int) -> None:
+    mfusepy.FUSE(
+        _OneFile(view, status),
+        directory,
+        foreground=True,
+        nothreads=True,
+        fsname="sealserve",
+        nodev=True,
+        nosuid=True,
+        noexec=True,
+        ro=isinstance(view, SealedView),
+        attr_timeout=3600,
+        entry_timeout=3600,
+    )
+
+
+def _open_view(
+    mode: str, file: int, settings: dict[str, Any], key: bytearray
+) -> SealedView | WritableView:
+    try:
+        if mode == "read":
+            return SealedView(file, decode_payload(settings["record"].encode()), key)
+        return WritableView(
+            file,
+            uuid=settings["uuid"],
+            segment_offset=settings["segment_offset"],
+            size=settings["size"],
+            key=key,
+        )
+    except OSError as error:
+        raise Unavailable(
+            "volume.unreadable", f"cannot read the volume: {error.strerror}"
+        ) from None
+    finally:
+        wipe(key)
+
+
+def _read_key(pipe: int) -> bytearray:
+    key = bytearray(KEY_SIZE + 1)  # one more, so that a longer key is noticed
+    with memoryview(key) as view:
+        size = 0
+        while count := os.readv(pipe, [view[size:]]):
+            size += count
+    os.close(pipe)
+    if size < len(key):
+        del key[size:]
+    return key
+
+
+def _report(status: int, error: SealserveError) -> None:
+    answer = {"class": type(error).__name__, **error.to_dict()}
+    os.write(status, json.dumps(answer).encode() + b"\n")
+
+
+def _harden() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _end_with(parent: int) -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it was gone before the line above
+        raise Unavailable("volume.parent_gone", "the process that asked for the volume is gone")
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise InternalError("volume.prctl_failed", f"prctl({option}) is not allowed")
+
+
+def _release_consumer(mountpoint: str | None) -> None:
+    """After the parent's death: take away the mount that stood on our file.
+
+    A loop device under it goes with the mount (it was attached so).
+    """
+    if mountpoint and is_mounted(Path(mountpoint)):
+        lazy_unmount(Path(mountpoint))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,333 @@
+"""LUKS2 headers, read only to refuse, and the keyslot, opened in user space.
+
+LUKS2 metadata is not authenticated and the host holds the file. Headers made by
+an attacker (null ciphers, his own volume key, endless key derivations) broke
+eight confidential-computing systems in 2025. So:
+
+* A header is looked at only after its digest was compared with the signed record.
+* It must then *still* be exactly the shape that `sealserve.volume.maker` makes:
+  a whitelist, every key and every value, at every level. What is not known is
+  refused, without an attempt to understand it.
+* Bounds on the key derivation are checked before a derivation starts.
+* JSON is read strictly: no doubled keys, no fractions, nothing behind the end.
+
+Format: LUKS2 On-Disk Format Specification 1.1.3, §2 (binary header), §3 (JSON).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from sealserve.errors import Refused
+from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher, wipe
+
+__all__ = ["KEYSLOTS_SIZE", "METADATA_SIZE", "Header", "parse_header", "unlock"]
+
+METADATA_SIZE: Final = 0x4000
+"""Bytes of one metadata copy: 4096 binary, the rest JSON."""
+
+KEYSLOTS_SIZE: Final = 16_744_448
+"""Bytes behind the two metadata copies, so that the segment begins at 16 MiB."""
+
+_BINARY_SIZE: Final = 4096
+_STRIPES: Final = 4000
+_AREA_OFFSET: Final = 2 * METADATA_SIZE
+_AREA_SIZE: Final = 258_048  # 64-byte key in 4000 stripes, rounded up to 4096
+_CIPHER: Final = "aes-xts-plain64"
+
+# magic, version, header size, sequence id, label, checksum algorithm, salt,
+# UUID, subsystem, header offset, padding, checksum, padding (§2.2)
+_BINARY: Final = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s3584s")
+_CHECKSUM_AT: Final = 448
+
+_PBKDF2_ITERATIONS: Final = range(1000, 10_000_001)
+_ARGON2_TIME: Final = range(1, 17)
+_ARGON2_MEMORY_KIB: Final = range(64, 1024 * 1024 + 1)
+_ARGON2_LANES: Final = range(1, 5)
+
+
+@dataclass(frozen=True)
+class _Derivation:
+    """A key derivation whose costs are inside our bounds."""
+
+    kind: str
+    salt: bytes
+    iterations: int = 0
+    memory_kib: int = 0
+    lanes: int = 0
+
+
+@dataclass(frozen=True)
+class Header:
+    """The few facts of an accepted header that are not fixed by the whitelist.
+
+    Attributes:
+        uuid: as in the binary header.
+        segment_offset: where the encrypted segment begins, bytes.
+        slot: how the key of the only keyslot is derived.
+        digest_iterations: PBKDF2-SHA256 iterations of the volume key's digest.
+        digest_salt: its salt, 32 bytes.
+        digest: what it must come to, 32 bytes.
+    """
+
+    uuid: str
+    segment_offset: int
+    slot: _Derivation
+    digest_iterations: int
+    digest_salt: bytes
+    digest: bytes
+
+
+def parse_header(area: bytes | bytearray, *, uuid: str, segment_offset: int) -> Header:
+    """Check a header area against the whitelist.
+
+    Args:
+        area: the file from its start to the segment, already compared with the record.
+        uuid: what the record states.
+        segment_offset: what the record states; also the length of ``area``.
+
+    Returns:
+        What `unlock` needs.
+
+    Raises:
+        Refused: ``volume.header_refused`` with the first thing that is not as we make it.
+    """
+    if len(area) != segment_offset or segment_offset != _AREA_OFFSET + KEYSLOTS_SIZE:
+        _refuse("the segment does not begin at 16 MiB")
+    first = _parse_copy(area, 0, b"LUKS\xba\xbe", uuid)
+    second = _parse_copy(area, METADATA_SIZE, b"SKUL\xba\xbe", uuid)
+    if first != second:
+        _refuse("the two metadata copies differ")
+    _sequence, text = first
+    return _parse_metadata(_strict_json(text), uuid, segment_offset)
+
+
+def unlock(header: Header, area: bytes | bytearray, key: bytes | bytearray) -> bytearray:
+    """Open the keyslot.
+
+    Args:
+        header: from `parse_header`.
+        area: the same header area.
+        key: the bytes that open the keyslot.
+
+    Returns:
+        The LUKS volume key, `XTS_KEY_SIZE` bytes. The caller wipes it.
+
+    Raises:
+        Refused: ``volume.key_wrong``.
+    """
+    material = bytearray(area[_AREA_OFFSET : _AREA_OFFSET + XTS_KEY_SIZE * _STRIPES])
+    slot_key = bytearray(_derive(header.slot, key))
+    cipher = sector_cipher(slot_key, 512)
+    try:
+        cipher.decrypt(material, 0)
+        volume_key = _merge_stripes(material)
+    finally:
+        cipher.close()
+        wipe(slot_key)
+        wipe(material)
+    found = hashlib.pbkdf2_hmac(
+        "sha256", volume_key, header.digest_salt, header.digest_iterations, 32
+    )
+    if not hmac.compare_digest(found, header.digest):
+        wipe(volume_key)
+        raise Refused(
+            "volume.key_wrong",
+            "the key does not open this volume",
+            hint="the key and the record must come from the same `volume create`",
+        )
+    return volume_key
+
+
+def _parse_copy(
+    area: bytes | bytearray, offset: int, wanted_magic: bytes, wanted_uuid: str
+) -> tuple[int, bytes]:
+    """One metadata copy: its sequence id and its JSON text."""
+    binary = bytes(area[offset : offset + _BINARY_SIZE])
+    rest = bytes(area[offset + _BINARY_SIZE : offset + METADATA_SIZE])
+    (
+        magic, version, size, sequence, label, algorithm, _salt, uuid, subsystem,
+        own_offset, padding, checksum, tail,
+    ) = _BINARY.unpack(binary)  # fmt: skip
+    if magic != wanted_magic or version != 2:
+        _refuse("not a LUKS2 header")
+    if size != METADATA_SIZE or own_offset != offset:
+        _refuse("metadata size or offset")
+    if algorithm.rstrip(b"\0") != b"sha256":
+        _refuse("checksum algorithm")
+    if label.strip(b"\0") or subsystem.strip(b"\0") or padding.strip(b"\0") or tail.strip(b"\0"):
+        _refuse("label, subsystem or padding is not empty")
+    if uuid.rstrip(b"\0") != wanted_uuid.encode():
+        _refuse("UUID is not the record's")
+    without_checksum = binary[:_CHECKSUM_AT] + bytes(64) + binary[_CHECKSUM_AT + 64 :]
+    found = hashlib.sha256(without_checksum + rest).digest()
+    if not hmac.compare_digest(found + bytes(32), checksum):
+        _refuse("metadata checksum")
+    text, _, behind = rest.partition(b"\0")
+    if behind.strip(b"\0"):
+        _refuse("bytes behind the JSON text")
+    return sequence, text
+
+
+def _strict_json(text: bytes) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
+            _refuse("a JSON key stands twice")
+        return mapping
+
+    def no_number(_text: str) -> NoReturn:
+        _refuse("a JSON number is not an integer")
+
+    try:
+        return json.loads(
+            text.decode(),
+            object_pairs_hook=unique,
+            parse_float=no_number,
+            parse_constant=no_number,
+        )
+    except (ValueError, RecursionError):
+        _refuse("metadata is not JSON")
+
+
+def _parse_metadata(root: Any, uuid: str, segment_offset: int) -> Header:
+    """§3: the five objects of the JSON area."""
+    parts = _exactly(root, "metadata", "keyslots", "tokens", "segments", "digests", "config")
+    _equal(parts["tokens"], {}, "tokens")
+    _equal(
+        parts["config"],
+        {"json_size": str(METADATA_SIZE - _BINARY_SIZE), "keyslots_size": str(KEYSLOTS_SIZE)},
+        "config",
+    )
+    segment = {
+        "type": "crypt",
+        "offset": str(segment_offset),
+        "size": "dynamic",
+        "iv_tweak": "0",
+        "encryption": _CIPHER,
+        "sector_size": 4096,
+    }
+    _equal(parts["segments"], {"0": segment}, "segments")
+    slots = _exactly(parts["keyslots"], "keyslots", "0")
+    slot = _exactly(slots["0"], "keyslot", "type", "key_size", "af", "area", "kdf")
+    _equal(slot["type"], "luks2", "keyslot type")
+    _equal(slot["key_size"], XTS_KEY_SIZE, "keyslot key size")
+    _equal(slot["af"], {"type": "luks1", "stripes": _STRIPES, "hash": "sha256"}, "keyslot stripes")
+    area = {
+        "type": "raw",
+        "offset": str(_AREA_OFFSET),
+        "size": str(_AREA_SIZE),
+        "encryption": _CIPHER,
+        "key_size": XTS_KEY_SIZE,
+    }
+    _equal(slot["area"], area, "keyslot area")
+    digests = _exactly(parts["digests"], "digests", "0")
+    digest = _exactly(
+        digests["0"],
+        "digest",
+        "type", "keyslots", "segments", "hash", "iterations", "salt", "digest",
+    )  # fmt: skip
+    _equal(digest["type"], "pbkdf2", "digest type")
+    _equal(digest["hash"], "sha256", "digest hash")
+    _equal(digest["keyslots"], ["0"], "digest keyslots")
+    _equal(digest["segments"], ["0"], "digest segments")
+    return Header(
+        uuid=uuid,
+        segment_offset=segment_offset,
+        slot=_parse_derivation(slot["kdf"]),
+        digest_iterations=_bounded(digest["iterations"], _PBKDF2_ITERATIONS, "digest iterations"),
+        digest_salt=_base64(digest["salt"], "digest salt"),
+        digest=_base64(digest["digest"], "digest"),
+    )
+
+
+def _parse_derivation(kdf: Any) -> _Derivation:
+    if not isinstance(kdf, dict) or kdf.get("type") not in ("pbkdf2", "argon2id"):
+        _refuse("kdf type")
+    if kdf["type"] == "pbkdf2":
+        fields = _exactly(kdf, "kdf", "type", "hash", "iterations", "salt")
+        _equal(fields["hash"], "sha256", "kdf hash")
+        iterations = _bounded(fields["iterations"], _PBKDF2_ITERATIONS, "kdf iterations")
+        return _Derivation("pbkdf2", _base64(fields["salt"], "kdf salt"), iterations)
+    fields = _exactly(kdf, "kdf", "type", "time", "memory", "cpus", "salt")
+    return _Derivation(
+        "argon2id",
+        _base64(fields["salt"], "kdf salt"),
+        _bounded(fields["time"], _ARGON2_TIME, "kdf time"),
+        _bounded(fields["memory"], _ARGON2_MEMORY_KIB, "kdf memory"),
+        _bounded(fields["cpus"], _ARGON2_LANES, "kdf lanes"),
+    )
+
+
+def _derive(slot: _Derivation, key: bytes | bytearray) -> bytes:
+    if slot.kind == "pbkdf2":
+        return hashlib.pbkdf2_hmac("sha256", key, slot.salt, slot.iterations, XTS_KEY_SIZE)
+    kdf = Argon2id(
+        salt=slot.salt,
+        length=XTS_KEY_SIZE,
+        iterations=slot.iterations,
+        lanes=slot.lanes,
+        memory_cost=slot.memory_kib,
+    )
+    return kdf.derive(bytes(key))
+
+
+def _merge_stripes(material: bytearray) -> bytearray:
+    """The anti-forensic merge (LUKS1 On-Disk Format §2.4), hash SHA-256."""
+    state = 0
+    for at in range(0, len(material) - XTS_KEY_SIZE, XTS_KEY_SIZE):
+        mixed = state ^ int.from_bytes(material[at : at + XTS_KEY_SIZE], "big")
+        state = int.from_bytes(_diffuse(mixed.to_bytes(XTS_KEY_SIZE, "big")), "big")
+    state ^= int.from_bytes(material[-XTS_KEY_SIZE:], "big")
+    return bytearray(state.to_bytes(XTS_KEY_SIZE, "big"))
+
+
+def _diffuse(block: bytes) -> bytes:
+    return b"".join(
+        hashlib.sha256(index.to_bytes(4, "big") + block[at : at + 32]).digest()
+        for index, at in enumerate(range(0, len(block), 32))
+    )
+
+
+def _exactly(value: Any, what: str, *names: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != set(names):
+        _refuse(f"fields of {what}")
+    return value
+
+
+def _equal(value: Any, wanted: Any, what: str) -> None:
+    # In Python 1 == True: comparing the encoded text tells them apart.
+    if json.dumps(value, sort_keys=True) != json.dumps(wanted, sort_keys=True):
+        _refuse(what)
+
+
+def _bounded(value: Any, bounds: range, what: str) -> int:
+    if type(value) is not int or value not in bounds:
+        _refuse(f"{what} outside {bounds.start} to {bounds.stop - 1}")
+    return value
+
+
+def _base64(value: Any, what: str) -> bytes:
+    try:
+        decoded = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except ValueError:
+        decoded = b""
+    if len(decoded) != 32:
+        _refuse(f"{what} is not 32 bytes")
+    return decoded
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise Refused(
+        "volume.header_refused",
+        f"the volume's LUKS2 header is not of the kind that sealserve makes: {reason}",
+        hint="open only volumes made by `sealserve volume create`",
+    )

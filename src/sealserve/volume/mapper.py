@@ -1,0 +1,101 @@
+"""How a sealed volume's inside becomes something that can be mounted: one interface, two drivers.
+
+* ``kernel``: dm-verity and dm-crypt, for production; needs root and device-mapper.
+* ``fuse``: the same bytes by `sealserve.volume.engine` in a process of its own,
+  for machines and containers without device-mapper.
+
+Which one opens a volume is decided by whoever calls, by name. There is no
+fall-back from one to the other: it would change silently what the guest runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, Protocol
+
+from sealserve.errors import InputError, Unavailable
+from sealserve.volume.process import Runner, run
+from sealserve.volume.record import VolumeRecord
+
+__all__ = ["Driver", "DriverName", "Mapping", "driver_named", "open_volume_file"]
+
+DriverName = Literal["kernel", "fuse"]
+
+
+class Mapping(Protocol):
+    """An opened volume, not yet mounted."""
+
+    @property
+    def device(self) -> Path:
+        """A block device or a file: the decrypted, verified filesystem."""
+
+    @property
+    def is_block_device(self) -> bool:
+        """Whether `device` can be mounted without a loop device."""
+
+    def close(self) -> None:
+        """Take everything down again, in order; harmless when repeated."""
+
+
+class Driver(Protocol):
+    """A way to open volumes."""
+
+    @property
+    def name(self) -> DriverName:
+        """The name it is asked for by."""
+
+    def require(self) -> None:
+        """Raise Unavailable, with the reason, if this machine cannot run the driver."""
+
+    def open(
+        self, path: Path, record: VolumeRecord, key: bytes | bytearray, mountpoint: Path
+    ) -> Mapping:
+        """Open a volume; on failure nothing is left behind.
+
+        Args:
+            path: the sealed file.
+            record: its record; the file has been checked against it.
+            key: the volume key.
+            mountpoint: where the inside will be mounted.
+        """
+
+
+def driver_named(name: str, runner: Runner = run) -> Driver:
+    """The driver of that name.
+
+    Raises:
+        InputError: ``volume.driver_unknown``.
+    """
+    if name == "kernel":
+        from sealserve.volume.kernel_driver import KernelDriver
+
+        return KernelDriver(runner)
+    if name == "fuse":
+        from sealserve.volume.fuse_driver import FuseDriver
+
+        return FuseDriver()
+    raise InputError(
+        "volume.driver_unknown", f"no such driver: {name}", hint="choose kernel or fuse"
+    )
+
+
+@contextmanager
+def open_volume_file(path: Path) -> Iterator[int]:
+    """A volume file as a descriptor, for reading.
+
+    Raises:
+        Unavailable: ``volume.unreadable``.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unavailable(
+            "volume.unreadable", f"cannot read the volume: {error.strerror}", where=str(path)
+        ) from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+"""Other programs: started with argument lists, watched, and never told a secret but by a pipe.
+
+Rules this module keeps:
+
+* A key travels through an anonymous pipe that is read once; what is on a command
+  line, in the environment or on a disk can be read by others.
+* Every program has a time limit and is killed with SIGKILL at its end:
+  ``cryptsetup`` in a key derivation ignores SIGTERM.
+* A program's own words on stderr go into the error, one line of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from sealserve.errors import Unavailable
+
+__all__ = ["Runner", "find_tool", "is_mounted", "run", "secret_pipe"]
+
+_SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+_PACKAGE_OF: Final = {
+    "cryptsetup": "cryptsetup-bin",
+    "veritysetup": "cryptsetup-bin",
+    "mkfs.ext4": "e2fsprogs",
+    "debugfs": "e2fsprogs",
+    "fuse2fs": "fuse2fs",
+    "fusermount": "fuse3",
+    "fusermount3": "fuse3",
+    "losetup": "mount",
+    "mount": "mount",
+    "setpriv": "util-linux",
+    "umount": "mount",
+}
+
+
+class Runner(Protocol):
+    """How a program is run; tests put their own in its place."""
+
+    def __call__(
+        self, command: Sequence[str], *, pass_fds: Sequence[int] = (), timeout: float = 60
+    ) -> str:
+        """Run a program to its end and return its stdout."""
+
+
+def find_tool(name: str) -> str:
+    """The path of a system program, also where ``sbin`` is not on the PATH.
+
+    Raises:
+        Unavailable: ``volume.tool_missing``.
+    """
+    for directory in f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}".split(":"):
+        candidate = Path(directory, name)
+        if directory and os.access(candidate, os.X_OK):
+            return str(candidate)
+    package = _PACKAGE_OF.get(name, name)
+    raise Unavailable(
+        "volume.tool_missing",
+        f"the program {name} is not installed",
+        hint=f"install the system package {package}",
+    )
+
+
+def run(command: Sequence[str], *, pass_fds: Sequence[int] = (), timeout: float = 60) -> str:
+    """Run a program to its end.
+
+    Args:
+        command: name and arguments; the name is looked up by `find_tool`.
+        pass_fds: descriptors that the program inherits under the same numbers.
+        timeout: seconds until it is killed.
+
+    Returns:
+        Its stdout.
+
+    Raises:
+        Unavailable: ``volume.tool_missing``, ``volume.tool_failed``, ``volume.tool_timeout``.
+    """
+    name, *arguments = command
+    try:
+        done = subprocess.run(
+            [find_tool(name), *arguments],
+            pass_fds=tuple(pass_fds),
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={"PATH": _SYSTEM_PATH, "LC_ALL": "C"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(
+            "volume.tool_timeout", f"{name} did not end within {timeout:g} s and was killed"
+        ) from None
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise Unavailable(
+            "volume.tool_failed",
+            f"{name} ended with status {done.returncode}: {lines[-1] if lines else 'no message'}",
+        )
+    return done.stdout
+
+
+@contextlib.contextmanager
+def secret_pipe(secret: bytes | bytearray) -> Iterator[int]:
+    """A descriptor from which a child can read a secret, once.
+
+    Args:
+        secret: at most 4096 bytes, which a pipe always takes at once.
+
+    Yields:
+        The pipe's reading end, to be named in ``pass_fds``.
+    """
+    reader, writer = os.pipe()
+    try:
+        try:
+            os.write(writer, secret)
+        finally:
+            os.close(writer)
+        yield reader
+    finally:
+        os.close(reader)
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether something is mounted exactly there; true also for a dead FUSE mount."""
+    wanted = os.fsencode(path.parent.resolve() / path.name)
+    with Path("/proc/self/mountinfo").open("rb") as table:
+        return any(_unescape(line.split(b" ")[4]) == wanted for line in table)
+
+
+def _unescape(field: bytes) -> bytes:
+    """mountinfo writes blank, tab, newline and backslash as octal (proc(5))."""
+    for escape, plain in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n")):
+        field = field.replace(escape, plain)
+    return field.replace(b"\\134", b"\\")

@@ -1,0 +1,314 @@
+"""The volume record: all that anyone has to know to open a sealed volume.
+
+Rules this module keeps:
+
+* Opening believes nothing in the volume file that the record does not state:
+  sizes, offsets, cipher, header digest and the verity root hash all stand here.
+* A record has exactly one encoding (canonical JSON: sorted keys, no blanks,
+  UTF-8, integers only), inside exactly one envelope. Bytes that decode to a
+  valid record but are not that encoding are refused, so ``record_digest`` names
+  one record and nothing else.
+* The envelope is DSSE (https://github.com/secure-systems-lab/dsse, v1.0): the
+  signature covers the payload *type* too, so an owner's signature on something
+  else can never be taken for a record.
+* A record holds no secret. ``key_id`` names the volume key without revealing it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from typing import Annotated, Any, Final, Literal, Self
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sealserve.errors import InputError, Refused
+
+__all__ = [
+    "BLOCK_SIZE",
+    "KEY_SIZE",
+    "MAX_RECORD_SIZE",
+    "HeaderPin",
+    "ModelEntry",
+    "VerityParameters",
+    "VolumeRecord",
+    "decode_payload",
+    "key_id_of",
+    "open_record",
+    "record_digest",
+    "sign_record",
+    "tree_blocks",
+]
+
+BLOCK_SIZE: Final = 4096
+"""Bytes of a sector of the cipher, of a verity data block and of a hash block."""
+
+KEY_SIZE: Final = 32
+"""Bytes of the volume key that the broker keeps: it opens the LUKS2 keyslot."""
+
+MAX_RECORD_SIZE: Final = 256 * 1024
+"""Bytes; a record of a thousand models is half as large."""
+
+_PAYLOAD_TYPE: Final = "application/vnd.sealserve.volume-record+json"
+_DIGESTS_PER_BLOCK: Final = BLOCK_SIZE // 32
+
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")]
+# JSON numbers are exact in every reader up to 2**53.
+_Bytes = Annotated[int, Field(ge=BLOCK_SIZE, le=2**53 - 1, multiple_of=BLOCK_SIZE)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class HeaderPin(_Part):
+    """The LUKS2 header area: both metadata copies and the keyslots.
+
+    Attributes:
+        sha256: SHA-256 of the whole area, lower-case hex.
+        size: bytes from the start of the file to the encrypted segment.
+    """
+
+    sha256: _Digest
+    size: _Bytes
+
+
+class VerityParameters(_Part):
+    """Geometry of the dm-verity tree (hash type 1, no superblock on disk).
+
+    Attributes:
+        algorithm: hash of data and tree blocks.
+        block_size: bytes of a data block and of a hash block.
+        data_blocks: number of blocks covered: header area and segment.
+        hash_offset: byte offset of the tree in the file.
+        salt: 32 bytes as hex, hashed before each block.
+        root_hash: SHA-256 of the salted top block of the tree, hex.
+    """
+
+    algorithm: Literal["sha256"] = "sha256"
+    block_size: Literal[4096] = BLOCK_SIZE
+    data_blocks: Annotated[int, Field(gt=1, le=2**41)]
+    hash_offset: _Bytes
+    salt: _Digest
+    root_hash: _Digest
+
+
+class ModelEntry(_Part):
+    """A model inside the volume.
+
+    Attributes:
+        name: servable name, the directory below ``models/``.
+        version: servable version, the directory below the name.
+        digest: `sealserve.volume.tree.tree_digest` of that directory, hex.
+    """
+
+    name: _Name
+    version: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    digest: _Digest
+
+
+class VolumeRecord(_Part):
+    """What a sealed volume is, as its owner states it.
+
+    Attributes:
+        format: version of this document's meaning.
+        name: the owner's name for the volume.
+        uuid: UUID of the LUKS2 header.
+        version: counts up with each remake of the named volume.
+        created: UTC, ``YYYY-MM-DDTHH:MM:SSZ``.
+        data_size: bytes of the decrypted filesystem.
+        header: pin of the LUKS2 header area.
+        cipher: dm-crypt name of the cipher.
+        key_bits: bits of the LUKS volume key (two AES-256 keys).
+        sector_size: bytes of an encryption sector.
+        segment_offset: byte offset of the encrypted segment in the file.
+        verity: geometry and root hash of the tree over header and segment.
+        filesystem: type of the filesystem inside.
+        key_id: `key_id_of` the key that opens the keyslot.
+        models: sorted by name, then version.
+    """
+
+    format: Literal["sealserve.volume-record.v1"] = "sealserve.volume-record.v1"
+    name: _Name
+    uuid: Annotated[
+        str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
+    ]
+    version: Annotated[int, Field(ge=1, le=2**53 - 1)]
+    created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    data_size: _Bytes
+    header: HeaderPin
+    cipher: Literal["aes-xts-plain64"] = "aes-xts-plain64"
+    key_bits: Literal[512] = 512
+    sector_size: Literal[4096] = BLOCK_SIZE
+    segment_offset: _Bytes
+    verity: VerityParameters
+    filesystem: Literal["ext4"] = "ext4"
+    key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    models: tuple[ModelEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if self.header.size != self.segment_offset:
+            raise ValueError("the header area does not end where the segment begins")
+        if self.segment_offset + self.data_size != self.verity.hash_offset:
+            raise ValueError("the verity tree does not begin where the segment ends")
+        if self.verity.data_blocks * BLOCK_SIZE != self.verity.hash_offset:
+            raise ValueError("verity does not cover exactly the header area and the segment")
+        order = [(model.name, model.version) for model in self.models]
+        if order != sorted(set(order)):
+            raise ValueError("models are not sorted, or one stands twice")
+        return self
+
+    @property
+    def file_size(self) -> int:
+        """Exact size of the volume file in bytes: header, segment and tree."""
+        return self.verity.hash_offset + tree_blocks(self.verity.data_blocks) * BLOCK_SIZE
+
+    def to_json(self) -> bytes:
+        """The record's one encoding: canonical JSON, UTF-8."""
+        return _canonical(self.model_dump(mode="json"))
+
+
+def tree_blocks(data_blocks: int) -> int:
+    """Number of hash blocks in a verity tree over ``data_blocks`` blocks (at least 2)."""
+    total, level = 0, data_blocks
+    while level > 1:
+        level = -(-level // _DIGESTS_PER_BLOCK)
+        total += level
+    return total
+
+
+def key_id_of(key: bytes | bytearray) -> str:
+    """A public name for a volume key.
+
+    A hash of 256 random bits reveals nothing of them; it lets a guest notice a
+    wrong key before it spends time on the keyslot.
+
+    Args:
+        key: the volume key, `KEY_SIZE` random bytes.
+
+    Returns:
+        32 lower-case hex digits.
+    """
+    digest = hashlib.sha256(b"sealserve volume key id\x00")
+    digest.update(key)
+    return digest.hexdigest()[:32]
+
+
+def record_digest(raw: bytes) -> bytes:
+    """SHA-384 of a *signed* record, 48 bytes: the payload of the runtime event ``volume``."""
+    return hashlib.sha384(raw).digest()
+
+
+def sign_record(record: VolumeRecord, owner_key: Ed25519PrivateKey) -> bytes:
+    """Sign a record.
+
+    Args:
+        record: what to sign.
+        owner_key: the owner's Ed25519 private key.
+
+    Returns:
+        The signed record: a DSSE envelope in canonical JSON.
+    """
+    payload = record.to_json()
+    signature = owner_key.sign(_pre_authentication_encoding(payload))
+    return _envelope(payload, signature, owner_key.public_key())
+
+
+def open_record(raw: bytes, owner_public_key: Ed25519PublicKey) -> VolumeRecord:
+    """Check a signed record and decode it.
+
+    Args:
+        raw: what `sign_record` returned; at most `MAX_RECORD_SIZE` bytes are looked at.
+        owner_public_key: the only key whose signature counts.
+
+    Returns:
+        The record that the owner signed.
+
+    Raises:
+        InputError: ``record.too_large``, ``record.malformed``.
+        Refused: ``record.signature_invalid`` when the owner did not sign these bytes.
+    """
+    payload, signature = _open_envelope(raw)
+    try:
+        owner_public_key.verify(signature, _pre_authentication_encoding(payload))
+    except InvalidSignature:
+        raise Refused(
+            "record.signature_invalid",
+            "the volume record is not signed by this owner",
+            hint="compare the owner's public key with the one the record was made with",
+        ) from None
+    if _envelope(payload, signature, owner_public_key) != raw:
+        raise _malformed("the envelope is not in its canonical form")
+    return decode_payload(payload)
+
+
+def decode_payload(payload: bytes) -> VolumeRecord:
+    """Decode a record's canonical JSON, whose origin the caller has checked.
+
+    Raises:
+        InputError: ``record.malformed``.
+    """
+    try:
+        record = VolumeRecord.model_validate_json(payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "record"
+        raise _malformed(f"{place}: {first['msg']}") from None
+    if record.to_json() != payload:
+        raise _malformed("the record is not in its canonical form")
+    return record
+
+
+def _open_envelope(raw: bytes) -> tuple[bytes, bytes]:
+    if len(raw) > MAX_RECORD_SIZE:
+        raise InputError(
+            "record.too_large",
+            f"the volume record has {len(raw)} bytes; at most {MAX_RECORD_SIZE} are read",
+        )
+    try:
+        envelope = json.loads(raw)
+        (entry,) = envelope["signatures"]
+        if envelope["payloadType"] != _PAYLOAD_TYPE:
+            raise _malformed("the envelope holds something other than a volume record")
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        return payload, base64.b64decode(entry["sig"], validate=True)
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
+        raise _malformed("not a signed volume record") from None
+
+
+def _envelope(payload: bytes, signature: bytes, owner: Ed25519PublicKey) -> bytes:
+    spki = owner.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    entry = {"keyid": hashlib.sha256(spki).hexdigest(), "sig": _text(signature)}
+    return _canonical(
+        {"payload": _text(payload), "payloadType": _PAYLOAD_TYPE, "signatures": [entry]}
+    )
+
+
+def _pre_authentication_encoding(payload: bytes) -> bytes:
+    """PAE of the DSSE protocol: what is signed in place of the bare payload."""
+    kind = _PAYLOAD_TYPE.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def _canonical(value: Any) -> bytes:
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def _text(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def _malformed(reason: str) -> InputError:
+    return InputError("record.malformed", f"volume record: {reason}")
