@@ -69,9 +69,11 @@ class KeyEncryptionKey:
                 where=str(path),
                 hint="restore it from your backup; without it no secret of this broker opens",
             ) from None
-        with os.fdopen(descriptor, "rb") as file:
-            _check_file(os.fstat(file.fileno()), path)
-            key = file.read(KEK_BYTES + 1)
+        try:
+            _check_file(os.fstat(descriptor), path)
+            key = os.read(descriptor, KEK_BYTES + 1)
+        finally:
+            os.close(descriptor)
         if len(key) != KEK_BYTES:
             raise Refused(
                 "kek.wrong_size",
