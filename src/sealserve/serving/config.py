@@ -1,0 +1,233 @@
+"""What the server is told to do: plain data, and the reading of model_config_file.
+
+Rules this module keeps:
+
+* Data only: nothing here opens a port, loads a model or holds a key.
+* A model config file is TensorFlow Serving's ``ModelServerConfig`` text proto
+  (``tensorflow_serving/config/model_server_config.proto``). One extension: a
+  relative ``base_path`` is taken from the directory of the file, so that a
+  volume can name its own models wherever it is mounted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from sealserve.errors import InputError
+from sealserve.wire.serving import config_pb2
+
+__all__ = [
+    "All",
+    "Latest",
+    "ModelConfig",
+    "RuntimeConfig",
+    "ServerConfig",
+    "Specific",
+    "TlsConfig",
+    "VersionPolicy",
+    "read_model_config",
+    "read_text_file",
+]
+
+_MAX_CONFIG_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Latest:
+    """Serve the newest versions: those with the greatest numbers."""
+
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class All:
+    """Serve every version."""
+
+
+@dataclass(frozen=True)
+class Specific:
+    """Serve exactly these versions."""
+
+    versions: tuple[int, ...]
+
+
+VersionPolicy = Latest | All | Specific
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One entry of model_config_list.
+
+    Attributes:
+        name: what clients call the model.
+        base_path: the directory that holds one directory per version.
+        policy: which versions are served.
+        labels: label -> version, for requests that name a label.
+    """
+
+    name: str
+    base_path: Path
+    policy: VersionPolicy = field(default_factory=Latest)
+    labels: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class TlsConfig:
+    """Where the TLS identities come from; see `sealserve.serving.tls`.
+
+    Attributes:
+        ssl_config_file: TensorFlow Serving's SSLConfig; its identity is the default one.
+        identity_files: PEM files with a key and its chain, chosen by server name (SNI).
+        insecure: serve plaintext; only when there is no identity at all.
+    """
+
+    ssl_config_file: Path | None = None
+    identity_files: tuple[Path, ...] = ()
+    insecure: bool = False
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How models are loaded and run.
+
+    Attributes:
+        tags: the tags that select the meta graph of a SavedModel.
+        threads: threads of one inference; 0: all cores this process may use.
+        streams: inferences that run side by side on those threads; 0: one.
+    """
+
+    tags: tuple[str, ...] = ("serve",)
+    threads: int = 0
+    streams: int = 0
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Everything `sealserve.serving.server.Server` needs to know.
+
+    Attributes:
+        models: the models to serve.
+        tls: identities, or the explicit wish for none.
+        bind_address: the address both ports listen on.
+        grpc_port: 0 picks a free one.
+        grpc_socket: a UNIX socket on which gRPC is served as well.
+        rest_port: None for no REST; 0 picks a free one.
+        grpc_threads: requests that gRPC works on at a time.
+        rest_threads: requests that REST works on at a time.
+        rest_timeout: seconds a REST request may take.
+        grpc_options: further gRPC channel arguments.
+        max_request_bytes: the largest request either front reads.
+        tensor_content: answer with ``tensor_content`` instead of typed fields.
+        runtime: how models are run.
+        drain_seconds: how long a stopping server waits for the requests it has begun.
+        ready_fd: a file descriptor that gets one JSON line with the ports.
+        ignored: flags that were given and have no effect, each with the reason.
+    """
+
+    models: tuple[ModelConfig, ...]
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    bind_address: str = "0.0.0.0"  # noqa: S104 - TensorFlow Serving's; a guest is there to serve
+    grpc_port: int = 8500
+    grpc_socket: Path | None = None
+    rest_port: int | None = None
+    grpc_threads: int = 8
+    rest_threads: int = 8
+    rest_timeout: float = 30.0
+    grpc_options: tuple[tuple[str, int | str], ...] = ()
+    max_request_bytes: int = 256 * 2**20
+    tensor_content: bool = False
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    drain_seconds: float = 25.0
+    ready_fd: int | None = None
+    ignored: tuple[tuple[str, str], ...] = ()
+
+
+def read_text_file(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> str:
+    """Read a small text file.
+
+    Raises:
+        InputError: ``serve_config.unreadable``: missing, too large or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(max_bytes + 1)
+        text = raw.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(
+            "serve_config.unreadable", f"cannot read the file: {reason}", where=str(path)
+        ) from None
+    if len(raw) > max_bytes:
+        raise InputError(
+            "serve_config.unreadable", f"the file is larger than {max_bytes} bytes", where=str(path)
+        )
+    return text
+
+
+def read_model_config(path: Path) -> tuple[ModelConfig, ...]:
+    """Read a ``model_config_list``.
+
+    Args:
+        path: the text proto file; its directory is where relative base paths start.
+
+    Raises:
+        InputError: ``serve_config.unreadable`` or ``serve_config.model_list``.
+    """
+    text = read_text_file(path)
+    try:
+        parsed = text_format.Parse(text, config_pb2.ModelServerConfig())
+    except (text_format.ParseError, UnicodeError) as error:
+        # TensorFlow Serving's own words come first: wrappers and its tests look for them.
+        raise InputError(
+            "serve_config.model_list",
+            f"Error parsing text-format tensorflow.serving.ModelServerConfig: {error}",
+            where=str(path),
+            hint='an entry looks like model_config_list { config { name: "m" base_path: "m" } }',
+        ) from None
+    models = tuple(_model_config(entry, path) for entry in parsed.model_config_list.config)
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise _bad_entry(f"Illegal to list model {name} multiple times in config list", path)
+    if not models:
+        raise _bad_entry("the model_config_list names no model", path)
+    return models
+
+
+def _model_config(entry: config_pb2.ModelConfig, path: Path) -> ModelConfig:
+    if not entry.name or not entry.base_path:
+        raise _bad_entry("an entry has no name or no base_path", path)
+    if entry.model_platform not in ("", "tensorflow"):
+        raise _bad_entry(
+            f"model {entry.name} has model_platform {entry.model_platform!r}; "
+            "only 'tensorflow' is served",
+            path,
+        )
+    return ModelConfig(
+        name=entry.name,
+        base_path=path.resolve().parent / entry.base_path,
+        policy=_policy(entry, path),
+        labels=tuple(sorted(entry.version_labels.items())),
+    )
+
+
+def _policy(entry: config_pb2.ModelConfig, path: Path) -> VersionPolicy:
+    policy = entry.model_version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return All()
+        case "specific":
+            if not policy.specific.versions:
+                raise _bad_entry(
+                    f"the specific policy of model {entry.name} names no version", path
+                )
+            return Specific(tuple(sorted(set(policy.specific.versions))))
+        case _:
+            return Latest(policy.latest.num_versions or 1)
+
+
+def _bad_entry(message: str, path: Path) -> InputError:
+    return InputError("serve_config.model_list", message, where=str(path))

@@ -1,0 +1,147 @@
+"""What the server does, without any transport: arrays in, arrays out, typed errors.
+
+Rules this module keeps:
+
+* Both fronts call this and nothing below it; no protobuf request, no JSON and
+  no HTTP is known here.
+* A request is checked against its signature before a runtime sees it: names,
+  types, rank and fixed dimensions.
+* Error texts that clients match are TensorFlow Serving's (``predict_util.cc``,
+  ``get_model_status_impl.cc``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sealserve.errors import InputError
+from sealserve.serving.catalog import Catalog, ModelSpec, VersionStatus
+from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE, Model, Signature, TensorSpec
+from sealserve.wire.tensorflow import graph_pb2
+from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
+
+__all__ = ["Dataplane", "Prediction"]
+
+Decoder = Callable[[Signature], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to a prediction, with the version and signature that gave it."""
+
+    version: int
+    signature: Signature
+    outputs: Mapping[str, Array]
+
+
+class Dataplane:
+    """The operations of PredictionService and ModelService over a catalog."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def predict(
+        self,
+        spec: ModelSpec,
+        signature: str,
+        decode: Decoder,
+        output_filter: Sequence[str] = (),
+    ) -> Prediction:
+        """Run a signature.
+
+        Args:
+            spec: the model.
+            signature: its key; empty for ``serving_default``.
+            decode: gives the inputs once the signature is known (JSON has no types).
+            output_filter: the outputs wanted; empty for all.
+
+        Raises:
+            InputError: a ``request.*`` or ``tensor.*`` code.
+        """
+        with self._catalog.acquire(spec) as handle:
+            wanted = _signature(handle.model, signature or DEFAULT_SIGNATURE)
+            outputs = _wanted_outputs(wanted, output_filter)
+            inputs = decode(wanted)
+            _check_names(wanted, inputs)
+            for key, tensor in wanted.inputs.items():
+                _check_tensor(key, tensor, inputs[key])
+            answer = handle.model.run(wanted.name, inputs, outputs)
+            return Prediction(handle.version, wanted, answer)
+
+    def definitions(self, spec: ModelSpec) -> tuple[int, Mapping[str, graph_pb2.SignatureDef]]:
+        """The version that is served and its SignatureDefs, as the model's file has them.
+
+        Raises:
+            InputError: ``request.servable_not_found`` or ``request.label_unknown``.
+        """
+        with self._catalog.acquire(spec) as handle:
+            return handle.version, handle.model.definitions
+
+    def status(self, spec: ModelSpec) -> list[VersionStatus]:
+        """The states of a model's versions.
+
+        Raises:
+            InputError: ``request.versions_not_found`` or ``request.label_unknown``.
+        """
+        return self._catalog.statuses(spec)
+
+
+def _signature(model: Model, name: str) -> Signature:
+    if name in model.refused:
+        raise InputError(
+            "request.signature_unservable",
+            f'Serving signature key "{name}" is not served: {model.refused[name]}',
+        )
+    if name not in model.signatures:
+        raise InputError(
+            "request.signature_not_found", f'Serving signature key "{name}" not found.'
+        )
+    return model.signatures[name]
+
+
+def _wanted_outputs(signature: Signature, output_filter: Sequence[str]) -> list[str]:
+    for name in output_filter:
+        if name not in signature.outputs:
+            raise InputError(
+                "request.output_unknown",
+                f"output tensor alias not found in signature: {name} Outputs expected to be "
+                f"in the set {_braced(signature.outputs)}.",
+            )
+        if output_filter.count(name) > 1:
+            raise InputError("request.output_repeated", f"duplicate output tensor alias: {name}")
+    return list(output_filter) or sorted(signature.outputs)
+
+
+def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
+    sent, expected = set(inputs), set(signature.inputs)
+    if sent != expected:
+        raise InputError(
+            "request.inputs_mismatch",
+            f"input size does not match signature: {len(sent)}!={len(expected)} "
+            f"len({_braced(sent)}) != len({_braced(expected)}). "
+            f"Sent extra: {_braced(sent - expected)}. "
+            f"Missing but required: {_braced(expected - sent)}.",
+        )
+
+
+def _check_tensor(key: str, spec: TensorSpec, array: Array) -> None:
+    if array.dtype != numpy_dtype(spec.dtype):
+        raise InputError(
+            "request.dtype_mismatch",
+            f'input "{key}" expects {dtype_name(spec.dtype)} but {array.dtype} is provided',
+        )
+    if spec.shape is None:
+        return
+    fits = len(spec.shape) == array.ndim and all(
+        fixed in (-1, size) for fixed, size in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise InputError(
+            "request.shape_mismatch",
+            f'input "{key}" expects shape {list(spec.shape)} but {list(array.shape)} is provided',
+        )
+
+
+def _braced(names: Iterable[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"

@@ -1,0 +1,319 @@
+"""The command line of TensorFlow Serving, in its own syntax, in one table.
+
+Rules this module keeps:
+
+* Syntax as in ``tensorflow_model_server``: ``--name=value``; a bare ``--name``
+  sets a switch; where a flag is repeated the last one counts (wrappers append
+  the user's flags to their own).
+* Every flag of TensorFlow Serving is known. It is *honoured*, or it is accepted
+  and the server warns loudly that it has no effect and why, or - where ignoring it
+  would weaken security - it is refused. An unknown flag is an error.
+* Defaults and meanings stand here once; ``--help`` prints this table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from sealserve.errors import InputError
+from sealserve.serving.config import (
+    ModelConfig,
+    RuntimeConfig,
+    ServerConfig,
+    TlsConfig,
+    read_model_config,
+)
+
+__all__ = ["FLAGS", "Effect", "Flag", "parse", "usage"]
+
+
+class Effect(Enum):
+    """What the server does about a flag."""
+
+    HONOURED = "honoured"
+    WARNED = "no effect"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag; the type of ``default`` is the type of its value.
+
+    Attributes:
+        meaning: what it does, or why it does nothing here.
+        own: sealserve's, not TensorFlow Serving's.
+        many: may be given several times; the values add up.
+    """
+
+    name: str
+    default: bool | int | str
+    meaning: str
+    effect: Effect = Effect.HONOURED
+    own: bool = False
+    many: bool = False
+
+
+def _no_effect(name: str, default: bool | int | str, why: str) -> Flag:
+    return Flag(name, default, why, Effect.WARNED)
+
+
+_STARTS_ONCE = "versions are found and loaded once, at start"
+_NO_TENSORFLOW = "there is no TensorFlow in this server"
+_NO_BATCHING = "requests are not gathered into batches"
+
+FLAGS: tuple[Flag, ...] = (
+    # What is served.
+    Flag("model_name", "default", "name of the model of --model_base_path"),
+    Flag("model_base_path", "", "directory that holds one directory per version"),
+    Flag("model_config_file", "", "model_config_list; relative base_paths start at its directory"),
+    Flag("saved_model_tags", "serve", "tags of the meta graph to serve, comma-separated"),
+    # Where.
+    Flag("port", 8500, "gRPC port; 0 picks a free one"),
+    Flag("rest_api_port", 0, "REST port; no REST unless given; an explicit 0 picks a free one"),
+    Flag("grpc_socket_path", "", "UNIX socket that serves gRPC too, with the same TLS"),
+    Flag("bind_address", "0.0.0.0", "address of both ports", own=True),  # noqa: S104
+    # Under which identity.
+    Flag("ssl_config_file", "", "SSLConfig: inline PEM or file paths; for gRPC and REST alike"),
+    Flag(
+        "tls_identity_file",
+        "",
+        "PEM key and chain, chosen by server name (SNI); re-read when it changes; repeatable",
+        own=True,
+        many=True,
+    ),
+    Flag("insecure", False, "serve plaintext; without it there must be an identity", own=True),
+    # How much.
+    Flag("grpc_max_threads", 0, "gRPC requests worked on at a time; 0: 4 per core"),
+    Flag("rest_api_num_threads", 0, "REST requests worked on at a time; 0: 4 per core"),
+    Flag("rest_api_timeout_in_ms", 30000, "how long a REST request may take"),
+    Flag("max_request_bytes", 256 * 2**20, "largest request that is read", own=True),
+    Flag("drain_seconds", 25, "how long SIGTERM waits for requests under way", own=True),
+    Flag("tensorflow_intra_op_parallelism", 0, "threads of one inference; 0: all cores"),
+    Flag("tensorflow_inter_op_parallelism", 0, "inferences side by side; 0: one, lowest latency"),
+    Flag("tensorflow_session_parallelism", 0, "sets both of the above"),
+    Flag("grpc_channel_arguments", "", "gRPC channel arguments, key=value, comma-separated"),
+    Flag("enable_serialization_as_tensor_content", False, "answer with tensor_content"),
+    Flag("ready_fd", -1, "descriptor that gets one JSON line with the ports", own=True),
+    Flag("version", False, "print the version and exit"),
+    # Known, and without effect here.
+    _no_effect("rest_api_enable_cors_support", False, "no CORS headers are sent"),
+    _no_effect("enable_batching", False, _NO_BATCHING),
+    _no_effect("batching_parameters_file", "", _NO_BATCHING),
+    _no_effect("enable_per_model_batching_parameters", False, _NO_BATCHING),
+    _no_effect("allow_version_labels_for_unavailable_models", False, "labels are fixed at start"),
+    _no_effect("model_config_file_poll_wait_seconds", 0, "the file is read once, at start"),
+    _no_effect("file_system_poll_wait_seconds", 1, _STARTS_ONCE),
+    _no_effect("num_load_threads", 0, "models are loaded one after the other"),
+    _no_effect("num_unload_threads", 0, "models are unloaded when the server ends"),
+    _no_effect("max_num_load_retries", 5, "a load that fails is not tried again"),
+    _no_effect("load_retry_interval_micros", 60_000_000, "a load that fails is not tried again"),
+    _no_effect("flush_filesystem_caches", True, "the page cache is the kernel's affair"),
+    _no_effect("tensorflow_session_config_file", "", _NO_TENSORFLOW),
+    _no_effect("platform_config_file", "", "there is one platform: tensorflow"),
+    _no_effect("per_process_gpu_memory_fraction", "0", "models run on the CPU"),
+    _no_effect("enable_model_warmup", True, "warm-up records are not replayed"),
+    _no_effect("num_request_iterations_for_warmup", 0, "warm-up records are not replayed"),
+    _no_effect("monitoring_config_file", "", "no metrics are served"),
+    _no_effect("remove_unused_fields_from_bundle_metagraph", True, _NO_TENSORFLOW),
+    _no_effect("prefer_tflite_model", False, "SavedModels are served, no .tflite files"),
+    _no_effect("num_tflite_pools", 0, "SavedModels are served, no .tflite files"),
+    _no_effect("num_tflite_interpreters_per_pool", 1, "SavedModels are served, no .tflite files"),
+    _no_effect("enable_signature_method_name_check", False, "any method name is served"),
+    _no_effect("xla_cpu_compilation_enabled", False, _NO_TENSORFLOW),
+    _no_effect("xla_gpu_compilation_enabled", False, _NO_TENSORFLOW),
+    _no_effect("enable_profiler", True, "there is no profiler: it would show what runs inside"),
+    _no_effect("thread_pool_factory_config_file", "", _NO_TENSORFLOW),
+    _no_effect("mixed_precision", "", "models are computed at float32"),
+    _no_effect("skip_initialize_tpu", False, "models run on the CPU"),
+    _no_effect("enable_grpc_healthcheck_service", False, "there is no health service yet"),
+    Flag("use_alts_credentials", False, "ALTS is not offered; use TLS", Effect.REFUSED),
+)
+
+Value = bool | int | str
+
+
+def parse(argv: Sequence[str]) -> ServerConfig:
+    """Read a command line, and the model config file that it names.
+
+    Args:
+        argv: the flags, without the program's name.
+
+    Raises:
+        InputError: ``flag.unknown``, ``flag.value``, ``flag.refused``,
+            ``flag.missing``, ``flag.conflict``, or a ``serve_config.*`` code.
+    """
+    given = _Given(_read(argv))
+    _check_together(given)
+    cores = len(os.sched_getaffinity(0))
+    session = given.number("tensorflow_session_parallelism")
+    return ServerConfig(
+        models=_models(given),
+        tls=TlsConfig(
+            ssl_config_file=given.path("ssl_config_file"),
+            identity_files=tuple(Path(path) for path in given.all("tls_identity_file")),
+            insecure=given.switch("insecure"),
+        ),
+        bind_address=given.text("bind_address"),
+        grpc_port=given.number("port", 0, 65535),
+        grpc_socket=given.path("grpc_socket_path"),
+        rest_port=given.number("rest_api_port", 0, 65535) if given.has("rest_api_port") else None,
+        grpc_threads=given.number("grpc_max_threads", 0, 1024) or 4 * cores,
+        rest_threads=given.number("rest_api_num_threads", 0, 1024) or 4 * cores,
+        rest_timeout=given.number("rest_api_timeout_in_ms", 1, 86_400_000) / 1000,
+        grpc_options=_channel_arguments(given.text("grpc_channel_arguments")),
+        max_request_bytes=given.number("max_request_bytes", 1024, 2**31 - 1),
+        tensor_content=given.switch("enable_serialization_as_tensor_content"),
+        runtime=RuntimeConfig(
+            tags=tuple(filter(None, given.text("saved_model_tags").split(","))),
+            threads=given.number("tensorflow_intra_op_parallelism") or session,
+            streams=given.number("tensorflow_inter_op_parallelism") or session,
+        ),
+        drain_seconds=given.number("drain_seconds", 0, 86_400),
+        ready_fd=given.number("ready_fd", 0) if given.has("ready_fd") else None,
+        ignored=tuple(
+            (f"--{flag.name}", flag.meaning)
+            for flag in FLAGS
+            if flag.effect is Effect.WARNED and given.value(flag.name) != flag.default
+        ),
+    )
+
+
+def usage() -> str:
+    """The table as text, for ``--help``."""
+    sections = (
+        ("Flags of TensorFlow Serving", Effect.HONOURED, False),
+        ("Flags of sealserve", Effect.HONOURED, True),
+        ("Flags of TensorFlow Serving that are refused", Effect.REFUSED, False),
+        ("Flags of TensorFlow Serving without effect (a warning says so)", Effect.WARNED, False),
+    )
+    lines = []
+    for title, effect, own in sections:
+        lines += ["", f"{title}:"]
+        for flag in FLAGS:
+            if flag.effect is effect and flag.own is own:
+                default = (
+                    str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
+                )
+                lines += [f"  --{flag.name}={default}", f"      {flag.meaning}"]
+    return "\n".join(lines[1:])
+
+
+class _Given:
+    """The values of a command line, with the defaults of those not given."""
+
+    def __init__(self, values: dict[str, list[Value]]) -> None:
+        self._values = values
+        self._defaults = {flag.name: flag.default for flag in FLAGS}
+
+    def has(self, name: str) -> bool:
+        return name in self._values
+
+    def value(self, name: str) -> Value:
+        return self._values[name][-1] if name in self._values else self._defaults[name]
+
+    def all(self, name: str) -> list[str]:
+        return [str(value) for value in self._values.get(name, [])]
+
+    def switch(self, name: str) -> bool:
+        return self.value(name) is True
+
+    def text(self, name: str) -> str:
+        return str(self.value(name))
+
+    def path(self, name: str) -> Path | None:
+        return Path(self.text(name)) if self.text(name) else None
+
+    def number(self, name: str, least: int = 0, most: int = 2**31 - 1) -> int:
+        value = int(self.value(name))
+        if not least <= value <= most:
+            raise InputError("flag.value", f"{value} is outside {least}..{most}", where=f"--{name}")
+        return value
+
+
+def _read(argv: Sequence[str]) -> dict[str, list[Value]]:
+    known = {flag.name: flag for flag in FLAGS}
+    values: dict[str, list[Value]] = {}
+    for argument in argv:
+        name, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or name not in known:
+            raise InputError(
+                "flag.unknown",
+                f"unknown flag {argument.partition('=')[0]!r}",
+                hint="flags are written --name=value; `sealserve serve --help` lists them",
+            )
+        flag = known[name]
+        value = _convert(flag, text if equals else None)
+        if flag.effect is Effect.REFUSED and value != flag.default:
+            raise InputError("flag.refused", flag.meaning, where=f"--{name}")
+        values[name] = [*values.get(name, []), value]
+    return values
+
+
+def _convert(flag: Flag, text: str | None) -> Value:
+    where = f"--{flag.name}"
+    if isinstance(flag.default, bool):
+        switch = {None: True, "true": True, "1": True, "false": False, "0": False}
+        key = text.lower() if text is not None else None
+        if key not in switch:
+            raise InputError("flag.value", f"{text!r} is neither true nor false", where=where)
+        return switch[key]
+    if text is None:
+        raise InputError(
+            "flag.value", "the flag needs a value", where=where, hint=f"write it {where}=VALUE"
+        )
+    if isinstance(flag.default, int):
+        try:
+            return int(text)
+        except ValueError:
+            raise InputError("flag.value", f"{text!r} is not a whole number", where=where) from None
+    return text
+
+
+def _check_together(given: _Given) -> None:
+    parts = ("tensorflow_intra_op_parallelism", "tensorflow_inter_op_parallelism")
+    if given.number("tensorflow_session_parallelism") and any(map(given.number, parts)):
+        raise InputError(
+            "flag.conflict",
+            "--tensorflow_session_parallelism sets both of the others: give it alone",
+            where="--tensorflow_session_parallelism",
+        )
+    identities = given.text("ssl_config_file") or given.text("tls_identity_file")
+    if given.switch("insecure") and identities:
+        raise InputError(
+            "flag.conflict",
+            "a TLS identity and --insecure contradict each other",
+            where="--insecure",
+            hint="drop one of them",
+        )
+
+
+def _models(given: _Given) -> tuple[ModelConfig, ...]:
+    config_file = given.path("model_config_file")
+    if config_file is not None:
+        return read_model_config(config_file)
+    base_path = given.path("model_base_path")
+    if base_path is None:
+        raise InputError(
+            "flag.missing",
+            "there is nothing to serve",
+            hint="give --model_base_path=DIR (and --model_name) or --model_config_file=FILE",
+        )
+    return (ModelConfig(given.text("model_name"), base_path.absolute()),)
+
+
+def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
+    arguments: list[tuple[str, int | str]] = []
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise InputError(
+                "flag.value",
+                f"{item!r} is not of the form key=value",
+                where="--grpc_channel_arguments",
+            )
+        arguments.append((name, int(value) if value.lstrip("-").isdecimal() else value))
+    return tuple(arguments)

@@ -1,0 +1,302 @@
+"""JSON of the REST API: request bodies to arrays, arrays to response bodies.
+
+The forms are those of TensorFlow Serving (``util/json_tensor.cc``): *row*,
+``{"instances": [...]}`` answered by ``{"predictions": [...]}``, and *column*,
+``{"inputs": ...}`` answered by ``{"outputs": ...}``.
+
+Rules this module keeps:
+
+* ``NaN``, ``Infinity`` and ``-Infinity`` are numbers, in and out.
+* A float32 is written with the fewest digits that give it back (0.1, never
+  0.10000000149011612), and a whole one as ``3.0``.
+* Every body that is not a request gives an `InputError`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from sealserve.errors import InputError
+from sealserve.serving.runtimes.base import Signature, TensorSpec
+from sealserve.wire.tensorflow import tensor_pb2 as pb
+from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
+
+__all__ = ["JsonRequest", "dump", "parse_request", "response_body"]
+
+_BYTES_SUFFIX = "_bytes"
+
+
+@dataclass(frozen=True)
+class JsonRequest:
+    """A parsed predict body whose values still wait for the signature's types.
+
+    Attributes:
+        signature: the signature's key; empty for the default.
+        row: whether the body has the row form.
+    """
+
+    signature: str
+    row: bool
+    _values: Any
+
+    def decode(self, signature: Signature) -> Mapping[str, Array]:
+        """The inputs as arrays of the signature's types.
+
+        Raises:
+            InputError: ``request.json_values``.
+        """
+        columns = _columns(self._values, signature) if self.row else _named(self._values, signature)
+        return {
+            key: _array(key, signature.inputs.get(key), value) for key, value in columns.items()
+        }
+
+
+def parse_request(body: bytes) -> JsonRequest:
+    """Read the body of a predict request.
+
+    Raises:
+        InputError: ``request.json_malformed`` or ``request.json_form``.
+    """
+    parsed = _parse(body)
+    if not isinstance(parsed, dict):
+        raise _form("the body is not an object")
+    signature = parsed.get("signature_name", "")
+    if not isinstance(signature, str):
+        raise _form("not formatted correctly. 'signature_name' key must be a string value.")
+    if "instances" in parsed and "inputs" in parsed:
+        raise _form(
+            "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
+        )
+    if "instances" in parsed:
+        instances = parsed["instances"]
+        if not isinstance(instances, list):
+            raise _form("Excepting 'instances' to be an list/array")
+        if not instances:
+            raise _form("No values in 'instances' array")
+        return JsonRequest(signature, True, instances)
+    if "inputs" in parsed:
+        return JsonRequest(signature, False, parsed["inputs"])
+    raise _form("Missing 'inputs' or 'instances' key")
+
+
+def response_body(outputs: Mapping[str, Array], *, row: bool) -> bytes:
+    """Write the outputs in the form of the request.
+
+    Raises:
+        InputError: ``request.json_rows``: the outputs have no common first dimension.
+    """
+    plain = {key: _writable(key, array) for key, array in outputs.items()}
+    if not row:
+        return dump({"outputs": next(iter(plain.values())) if len(plain) == 1 else plain})
+    rows = _batch_size(outputs)
+    if len(plain) == 1:
+        return dump({"predictions": next(iter(plain.values()))})
+    return dump(
+        {"predictions": [{key: value[n] for key, value in plain.items()} for n in range(rows)]}
+    )
+
+
+def dump(value: Any) -> bytes:
+    """JSON bytes of anything made of lists, objects, strings, numbers and finite arrays."""
+    return (
+        orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+        if _is_finite(value)
+        else _slow(value)
+    )
+
+
+def _parse(body: bytes) -> Any:
+    if not body.strip():
+        raise _malformed("The document is empty")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass  # it may hold a NaN or an Infinity, which only the slower parser reads
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise _malformed("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise _malformed(f"{error.msg} at offset: {error.pos}") from None
+    except ValueError:  # not UTF-8, or a number of thousands of digits
+        raise _malformed("Invalid value.") from None
+
+
+def _columns(instances: list[Any], signature: Signature) -> dict[str, Any]:
+    """Turn rows into columns: a list of objects, or of values of the only input."""
+    if not _is_object(instances[0]):
+        if len(signature.inputs) != 1:
+            raise _values(
+                "instances is a plain list, but expecting list of objects as multiple "
+                "input tensors required as per tensorinfo_map"
+            )
+        if any(_is_object(item) for item in instances):
+            raise _values("Expecting value/list but got object in the input list")
+        return {next(iter(signature.inputs)): instances}
+    names = set(signature.inputs)
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for position, item in enumerate(instances):
+        if not _is_object(item):
+            raise _values(f"Expecting object but got list at item {position} of input list")
+        if set(item) != names:
+            raise _values(
+                f"Failed to process element: {position} of 'instances' list. JSON object keys "
+                f"must be equal to: {','.join(sorted(names))}"
+            )
+        for name, value in item.items():
+            columns[name].append(value)
+    return columns
+
+
+def _named(inputs: Any, signature: Signature) -> dict[str, Any]:
+    if not _is_object(inputs):
+        if len(signature.inputs) != 1:
+            raise _values(
+                "inputs is a plain value/list, but expecting an object as multiple "
+                "input tensors required as per tensorinfo_map"
+            )
+        return {next(iter(signature.inputs)): inputs}
+    for name in sorted(signature.inputs):
+        if name not in inputs:
+            raise _values(f"Missing named input: {name} in 'inputs' object.")
+    return {str(name): value for name, value in inputs.items()}
+
+
+def _is_object(value: Any) -> bool:
+    """An object of names; ``{"b64": "..."}`` is a value."""
+    return isinstance(value, dict) and not (set(value) == {"b64"} and isinstance(value["b64"], str))
+
+
+def _array(key: str, spec: TensorSpec | None, value: Any) -> Array:
+    if spec is None:
+        raise _values(f"JSON object: does not have named input: {key}")
+    if spec.dtype == pb.DT_STRING:
+        return _string_array(key, value)
+    try:
+        found = np.asarray(value)
+    except (ValueError, OverflowError, RecursionError):
+        raise _values(f'input "{key}" is not a list of lists of one size') from None
+    if found.size == 0 and found.dtype.kind == "f":
+        return found.astype(numpy_dtype(spec.dtype))  # [] says nothing of its type
+    return _typed(key, spec, found)
+
+
+def _typed(key: str, spec: TensorSpec, found: Array) -> Array:
+    wanted = numpy_dtype(spec.dtype)
+    allowed = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}.get(wanted.kind, "")
+    if found.dtype.kind not in allowed:
+        raise _values(
+            f'input "{key}" holds a JSON value that is not of expected type: '
+            f"{dtype_name(spec.dtype)}"
+        )
+    if wanted.kind in "iu" and found.size:
+        limits = np.iinfo(wanted)
+        if int(found.min()) < limits.min or int(found.max()) > limits.max:
+            raise _values(f'input "{key}" holds a number outside {limits.min}..{limits.max}')
+    with np.errstate(over="ignore"):
+        array = found.astype(wanted)
+    if (
+        wanted.kind == "f"
+        and np.isinf(array).any()
+        and not np.array_equal(np.isinf(array), np.isinf(found))
+    ):
+        raise _values(
+            f'input "{key}": Cannot convert JSON value to {dtype_name(spec.dtype)} '
+            "without loss of precision."
+        )
+    return array
+
+
+def _string_array(key: str, value: Any) -> Array:
+    def convert(item: Any) -> Any:
+        if isinstance(item, list):
+            return [convert(each) for each in item]
+        if isinstance(item, str):
+            return item.encode()
+        if isinstance(item, dict) and set(item) == {"b64"} and isinstance(item["b64"], str):
+            try:
+                return base64.b64decode(item["b64"], validate=True)
+            except (binascii.Error, ValueError):
+                raise _values("Unable to base64 decode") from None
+        raise _values(f'input "{key}" holds a JSON value that is not of expected type: DT_STRING')
+
+    try:
+        return np.array(convert(value), dtype=object)
+    except (ValueError, RecursionError):
+        raise _values(f'input "{key}" is not a list of lists of one size') from None
+
+
+def _batch_size(outputs: Mapping[str, Array]) -> int:
+    sizes: set[int] = set()
+    for key, array in outputs.items():
+        if array.ndim == 0:
+            raise InputError(
+                "request.json_rows",
+                f"Tensor name: {key} has no shape information; ask in the column form, 'inputs'",
+            )
+        sizes.add(array.shape[0])
+        if len(sizes) > 1:
+            raise InputError(
+                "request.json_rows",
+                f"Tensor name: {key} has inconsistent batch size: {array.shape[0]}; "
+                "ask in the column form, 'inputs'",
+            )
+    return sizes.pop()
+
+
+def _writable(key: str, array: Array) -> Any:
+    if array.dtype != object:
+        return array if array.ndim else array[()]
+
+    def convert(item: Any) -> Any:
+        if isinstance(item, list):
+            return [convert(each) for each in item]
+        if key.endswith(_BYTES_SUFFIX):
+            return {"b64": base64.b64encode(item).decode()}
+        return item.decode(errors="replace")
+
+    return convert(array.tolist())
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
+        return bool(np.isfinite(value).all())
+    return True
+
+
+def _slow(value: Any) -> bytes:
+    """With NaN and Infinity, which orjson would write as null."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, np.ndarray | np.generic):
+            array = np.asarray(item)
+            if array.dtype.kind == "f":
+                array = array.astype("U").astype("f8")  # by way of the shortest digits
+            return array.tolist()
+        raise TypeError(type(item).__name__)
+
+    return json.dumps(value, default=plain, separators=(",", ":")).encode()
+
+
+def _malformed(why: str) -> InputError:
+    return InputError("request.json_malformed", f"JSON Parse error: {why}")
+
+
+def _form(message: str) -> InputError:
+    return InputError("request.json_form", message)
+
+
+def _values(message: str) -> InputError:
+    return InputError("request.json_values", message)

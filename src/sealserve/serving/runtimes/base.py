@@ -1,0 +1,111 @@
+"""The interface of a runtime, and what a signature looks like to the server.
+
+Rules this module keeps:
+
+* A runtime proves at load that what it runs is the signature: same inputs, same
+  outputs, same types, no hidden state. What it cannot prove it refuses, with
+  the reason; a wrong number without an error is the one thing it must never give.
+* Arrays in, arrays out. `Model.run` is called from many threads at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sealserve.wire.tensorflow import graph_pb2
+from sealserve.wire.tensors import Array
+
+__all__ = ["DEFAULT_SIGNATURE", "Model", "Runtime", "Signature", "TensorSpec"]
+
+DEFAULT_SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a signature.
+
+    Attributes:
+        dtype: its ``tensorflow.DataType`` number.
+        shape: its dimensions, -1 for one that varies; None when even the rank varies.
+    """
+
+    dtype: int
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a client calls: named inputs and outputs."""
+
+    name: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    method_name: str
+
+    @classmethod
+    def from_wire(cls, name: str, wire: graph_pb2.SignatureDef) -> Signature:
+        """Read a SignatureDef."""
+        return cls(
+            name=name,
+            inputs={key: _spec(info) for key, info in wire.inputs.items()},
+            outputs={key: _spec(info) for key, info in wire.outputs.items()},
+            method_name=wire.method_name,
+        )
+
+
+class Model(ABC):
+    """One loaded version of a model.
+
+    Attributes:
+        definitions: every SignatureDef of the model as its file has it, for metadata.
+        signatures: those that this model can run.
+        refused: those it cannot, each with the reason.
+    """
+
+    definitions: Mapping[str, graph_pb2.SignatureDef]
+    signatures: Mapping[str, Signature]
+    refused: Mapping[str, str]
+
+    @abstractmethod
+    def run(
+        self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        """Compute some outputs of a signature.
+
+        Args:
+            signature: a key of `signatures`.
+            inputs: one array for each input, already of its dtype and a shape that fits.
+            outputs: the outputs wanted.
+
+        Raises:
+            InputError: ``request.inference_failed``: these inputs cannot be computed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back the memory; no `run` is under way or will come."""
+
+
+class Runtime(ABC):
+    """Something that can load models."""
+
+    name: str
+
+    @abstractmethod
+    def load(self, path: Path) -> Model:
+        """Load one version directory.
+
+        Raises:
+            SealserveError: a ``servable.*`` code; nothing stays loaded.
+        """
+
+
+def _spec(info: graph_pb2.TensorInfo) -> TensorSpec:
+    shape = info.tensor_shape
+    return TensorSpec(
+        dtype=info.dtype,
+        shape=None if shape.unknown_rank else tuple(dim.size for dim in shape.dim),
+    )

@@ -1,0 +1,140 @@
+"""SavedModel directories: find the graph, and say whether a signature keeps state.
+
+Rules this module keeps:
+
+* The format is that of ``tensorflow/core/protobuf/saved_model.proto``; fields
+  that our messages do not name are carried along untouched.
+* Whether a signature keeps state is read from the graph itself, before any
+  conversion: a converter may drop an assignment and leave a graph that looks clean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from sealserve.errors import InputError
+from sealserve.wire.tensorflow import graph_pb2
+
+__all__ = ["only_signature", "read_meta_graph", "stateful_operations"]
+
+FILE_NAME = "saved_model.pb"
+_MAX_BYTES = 2**31 - 1  # protobuf reads no larger message
+
+# Operations that change something, or answer otherwise each time they are asked.
+# TensorArrays and v1 loop operations are stateful to TensorFlow only within a call.
+_STATEFUL = re.compile(
+    r"Assign.*|Resource(Sparse)?Apply.*|ResourceScatter.*|ResourceStridedSliceAssign"
+    r"|(Resource)?CountUpTo|(Sparse)?Apply[A-Z].*|Scatter(Nd)?(Add|Sub|Mul|Div|Min|Max|Update)"
+    r"|Random(?!Dataset).*|(Parameterized)?TruncatedNormal|Multinomial"
+    r"|Stateful(Uniform|StandardNormal|TruncatedNormal|Random).*|Rng.*|NonDeterministicInts"
+    r"|SampleDistortedBoundingBox.*|LookupTable(Insert|Import|Remove).*|Mutable.*HashTable.*"
+    r"|.*Queue(V2)?|Stage|Unstage|.*Iterator.*|(Eager)?PyFunc.*|Print(V2)?|Timestamp"
+    r"|WriteFile|ReadFile|Save.*|DestroyResourceOp"
+)
+
+
+def read_meta_graph(path: Path, tags: tuple[str, ...]) -> graph_pb2.MetaGraphDef:
+    """Read the meta graph with exactly these tags from a SavedModel directory.
+
+    Raises:
+        InputError: ``servable.saved_model_missing``, ``servable.saved_model_malformed``
+            or ``servable.tags_not_found``.
+    """
+    file = path / FILE_NAME
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise _malformed(file, f"it is larger than {_MAX_BYTES} bytes")
+        saved = graph_pb2.SavedModel.FromString(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            "servable.saved_model_missing",
+            f"Could not find SavedModel .pb at supplied export directory path: {error.strerror}",
+            where=str(file),
+        ) from None
+    except DecodeError:
+        raise _malformed(file, "it is not a SavedModel message") from None
+    for meta in saved.meta_graphs:
+        if set(meta.meta_info_def.tags) == set(tags):
+            return meta
+    have = [sorted(meta.meta_info_def.tags) for meta in saved.meta_graphs]
+    raise InputError(
+        "servable.tags_not_found",
+        "Could not find meta graph def matching supplied tags: "
+        f"{{ {' '.join(tags)} }}; the file has {have}",
+        where=str(file),
+        hint="choose with --saved_model_tags",
+    )
+
+
+def only_signature(
+    meta: graph_pb2.MetaGraphDef, signature: graph_pb2.SignatureDef
+) -> graph_pb2.SavedModel:
+    """The same model with this signature as its only, default one."""
+    saved = graph_pb2.SavedModel(saved_model_schema_version=1)
+    copy = saved.meta_graphs.add()
+    copy.CopyFrom(meta)
+    copy.ClearField("signature_def")
+    copy.signature_def["serving_default"].CopyFrom(signature)
+    return saved
+
+
+def stateful_operations(graph: graph_pb2.GraphDef, signature: graph_pb2.SignatureDef) -> list[str]:
+    """The operations behind a signature's outputs that keep state or draw random numbers.
+
+    The walk goes back from the outputs over data and control inputs, stops at the
+    signature's inputs, and takes the whole body of each function that it meets.
+    """
+    nodes = {node.name: node for node in graph.node}
+    functions = {function.signature.name: function for function in graph.library.function}
+    cut = {_node_of(info.name) for info in signature.inputs.values()}
+    todo = [_node_of(info.name) for info in signature.outputs.values()]
+    found: set[str] = set()
+    seen: set[str] = set()
+    seen_functions: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in seen or name in cut or name not in nodes:
+            continue
+        seen.add(name)
+        todo.extend(_node_of(source) for source in nodes[name].input)
+        bodies = list(_called_functions(nodes[name], functions))
+        _note_if_stateful(nodes[name], found)
+        while bodies:
+            function = bodies.pop()
+            if function in seen_functions:
+                continue
+            seen_functions.add(function)
+            for node in functions[function].node_def:
+                _note_if_stateful(node, found)
+                bodies.extend(_called_functions(node, functions))
+    return sorted(found)
+
+
+def _note_if_stateful(node: graph_pb2.NodeDef, found: set[str]) -> None:
+    if _STATEFUL.fullmatch(node.op):
+        found.add(node.op)
+
+
+def _called_functions(
+    node: graph_pb2.NodeDef, functions: dict[str, graph_pb2.FunctionDef]
+) -> Iterator[str]:
+    named = [node.op]
+    for value in node.attr.values():
+        named.append(value.func.name)
+        named.extend(function.name for function in value.list.func)
+    return (name for name in named if name in functions)
+
+
+def _node_of(tensor: str) -> str:
+    """``"^node"``, ``"node:0"`` and ``"node"`` all name a node."""
+    return tensor.removeprefix("^").partition(":")[0]
+
+
+def _malformed(file: Path, why: str) -> InputError:
+    return InputError(
+        "servable.saved_model_malformed", f"cannot read the SavedModel: {why}", where=str(file)
+    )

@@ -1,0 +1,155 @@
+"""The server as a whole: load, bind, serve, drain, stop.
+
+Rules this module keeps:
+
+* Nothing listens before the models are loaded (or have failed, each for itself)
+  and TLS is in place; ``ready`` means that a request would be answered.
+* ``stop`` takes no new request, lets those under way finish, and only then
+  unloads the models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from types import FrameType
+
+from sealserve import __version__
+from sealserve.serving.catalog import Catalog
+from sealserve.serving.config import ServerConfig
+from sealserve.serving.dataplane import Dataplane
+from sealserve.serving.grpc_front import GrpcFront
+from sealserve.serving.log import Log, make_log
+from sealserve.serving.rest_front import RestFront
+from sealserve.serving.runtimes.openvino import OpenVinoRuntime
+from sealserve.serving.tls import TlsSource
+
+__all__ = ["Server", "run"]
+
+
+class Server:
+    """A model server.
+
+    Attributes:
+        ports: what it listens on once started: ``{"grpc": 8500, "rest": 8501}``.
+    """
+
+    def __init__(self, config: ServerConfig, log: Log | None = None) -> None:
+        self._config = config
+        self._log = log if log is not None else make_log()
+        self._stopping = threading.Event()
+        self._catalog: Catalog | None = None
+        self._grpc: GrpcFront | None = None
+        self._rest: RestFront | None = None
+        self.ports: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Load the models and serve them; returns when requests are answered.
+
+        Raises:
+            Refused: ``tls.no_identity``.
+            InputError: a ``tls.*`` code.
+            Unavailable: ``serve.port_unavailable``.
+        """
+        for flag, reason in self._config.ignored:
+            self._log.warning("flag_without_effect", flag=flag, reason=reason)
+        tls = self._tls()
+        try:
+            self._catalog = Catalog(
+                self._config.models, OpenVinoRuntime(self._config.runtime, self._log), self._log
+            )
+            dataplane = Dataplane(self._catalog)
+            self._grpc = GrpcFront(dataplane, self._config, tls, self._log)
+            if self._config.rest_port is not None:
+                self._rest = RestFront(dataplane, self._config, tls, self._log)
+            # Ports are bound before the long work of loading, so that a taken port is
+            # told at once; nothing is accepted on them until all is loaded.
+            self._catalog.load()
+            self._grpc.start()
+            if self._rest is not None:
+                self._rest.start()
+        except BaseException:
+            self.stop(0)
+            raise
+        self._tell_ready(self._grpc.port, self._rest.port if self._rest else None)
+
+    def wait(self) -> None:
+        """Block until `request_stop`."""
+        self._stopping.wait()
+
+    def request_stop(self) -> None:
+        """Make `wait` return; may be called from a signal handler."""
+        self._stopping.set()
+
+    def stop(self, grace: float | None = None) -> None:
+        """Drain and end; may be called twice.
+
+        Args:
+            grace: seconds that requests under way may take; the configured ones if None.
+        """
+        self._stopping.set()
+        if grace is None:
+            grace = self._config.drain_seconds
+        self._log.info("draining", seconds=grace)
+        # Both fronts drain at the same time, within one grace period.
+        rest = threading.Thread(target=self._rest.stop) if self._rest else None
+        if rest:
+            rest.start()
+        if self._grpc:
+            self._grpc.stop(grace)
+        if rest:
+            rest.join()
+        if self._catalog:
+            self._catalog.close()
+        self._grpc = self._rest = self._catalog = None
+        self._log.info("stopped")
+
+    def _tls(self) -> TlsSource | None:
+        if self._config.tls.insecure:
+            self._log.warning(
+                "plaintext",
+                reason="--insecure: whoever reaches the ports can read and change every request",
+            )
+            return None
+        return TlsSource(self._config.tls, self._log)
+
+    def _tell_ready(self, grpc_port: int, rest_port: int | None) -> None:
+        self.ports = {"grpc": grpc_port}
+        if rest_port is not None:
+            self.ports["rest"] = rest_port
+        served = self._catalog.available() if self._catalog else []
+        self._log.info(
+            "serving",
+            version=__version__,
+            address=self._config.bind_address,
+            tls=not self._config.tls.insecure,
+            models=[f"{name}/{version}" for name, version in served],
+            **self.ports,
+        )
+        if self._config.ready_fd is not None:
+            with os.fdopen(self._config.ready_fd, "w") as ready:
+                ready.write(json.dumps(self.ports) + "\n")
+
+
+def run(config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Raises:
+        SealserveError: the server could not start.
+    """
+    server = Server(config)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        server.request_stop()
+
+    before = {each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.start()
+        server.wait()
+        server.stop()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
