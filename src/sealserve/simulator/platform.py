@@ -1,0 +1,316 @@
+"""A simulated TDX platform: quotes and collateral that differ from Intel's in the root alone.
+
+Rules this module keeps:
+
+* Byte-exact: quote, TCB info, QE identity and CRLs have Intel's layout and are
+  judged by the production verifier.
+* Recognisable: the FMSPC is not one of Intel's, and every certificate's
+  subject says SIMULATION.
+
+Sources: Intel TDX DCAP Quoting Library API (quote), PCS API version 4 (TCB
+info, QE identity).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from sealserve.errors import InputError, Unavailable
+from sealserve.simulator.der import PckExtension
+from sealserve.simulator.pki import TestPki, raw_public_key, raw_signature
+from sealserve.tdx.quote import QE_VENDOR_INTEL, TEE_TYPE_TDX, TdReport, encode_body
+
+__all__ = ["ANCHOR_FILE", "COLLATERAL_FILE", "CollateralOptions", "SimulatedPlatform"]
+
+ANCHOR_FILE = "anchor.der"
+COLLATERAL_FILE = "collateral.json"
+_KEYS_FILE = "platform.json"
+
+FMSPC = bytes.fromhex("51494d000000")  # "QIM": no Intel platform begins with 0x51
+_CPU_SVN = bytes([3, 3, 2, 2, 4, 1, 0, 5]) + bytes(8)
+_PCE_SVN = 11
+_TDX_SVN = bytes([5, 0, 2]) + bytes(13)
+_QE_SIGNER = hashlib.sha256(b"SIMULATION quoting enclave signer").digest()
+_QE_MEASUREMENT = hashlib.sha256(b"SIMULATION quoting enclave").digest()
+_QE_ATTRIBUTES = bytes.fromhex("1500000000000000e700000000000000")
+_QE_SVN = 6
+_QE_AUTH_DATA = bytes(range(32))  # the real quoting enclave has exactly 32 bytes here
+_MAX_KEYS_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollateralOptions:
+    """How the collateral departs from that of a platform in good order.
+
+    Attributes:
+        tcb_status, advisory_ids: of the platform's TCB level.
+        module_status: of the TDX module's level.
+        qe_status: of the quoting enclave's level.
+        revoked: any of ``"pck"``, ``"pck_ca"``, ``"tcb_signer"``.
+        lifetime: from issue to the next update.
+        evaluation_number: TCB evaluation data number.
+        tcb_info, qe_identity: fields to replace in the signed documents.
+    """
+
+    tcb_status: str = "UpToDate"
+    advisory_ids: tuple[str, ...] = ()
+    module_status: str = "UpToDate"
+    qe_status: str = "UpToDate"
+    revoked: frozenset[str] = frozenset()
+    lifetime: timedelta = timedelta(days=30)
+    evaluation_number: int = 17
+    tcb_info: Mapping[str, Any] = field(default_factory=dict)
+    qe_identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedPlatform:
+    """One simulated machine with its PKI."""
+
+    pki: TestPki
+
+    @classmethod
+    def new(cls, now: datetime, **flags: bool) -> Self:
+        """A platform in memory.
+
+        Args:
+            now: its certificates begin a day before.
+            flags: ``dynamic_platform``, ``cached_keys``, ``smt``; as on real
+                servers all three are True unless given.
+        """
+        extension = PckExtension(
+            ppid=secrets.token_bytes(16),
+            cpu_svn=_CPU_SVN,
+            pce_svn=_PCE_SVN,
+            fmspc=FMSPC,
+            piid=secrets.token_bytes(16),
+            **flags,
+        )
+        return cls(TestPki.create(extension, now))
+
+    @classmethod
+    def create(cls, directory: Path, now: datetime) -> Self:
+        """Make a platform and write its keys, anchor and collateral (mode 0600).
+
+        Raises:
+            InputError: ``simulator.platform_exists``.
+            Unavailable: ``simulator.directory``.
+        """
+        if (directory / _KEYS_FILE).exists():
+            raise InputError(
+                "simulator.platform_exists",
+                "a simulated platform is here already",
+                where=str(directory),
+                hint="use another directory, or renew its collateral",
+            )
+        platform = cls.new(now)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_private(directory / ANCHOR_FILE, platform.pki.root_der)
+            _write_private(directory / _KEYS_FILE, platform.pki.to_json())
+        except OSError as error:
+            raise _directory_trouble(error, directory) from None
+        platform.write_collateral(directory, now)
+        return platform
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """The platform that :meth:`create` wrote.
+
+        Raises:
+            Unavailable: ``simulator.no_platform``.
+            InputError: ``simulator.platform_malformed``.
+        """
+        try:
+            with (directory / _KEYS_FILE).open("rb") as file:
+                raw = file.read(_MAX_KEYS_BYTES)
+        except OSError as error:
+            raise Unavailable(
+                "simulator.no_platform",
+                f"there is no simulated platform here: {error.strerror}",
+                where=str(directory),
+                hint=f"make one with `sealserve simulate platform {directory}`",
+            ) from None
+        return cls(TestPki.from_json(raw))
+
+    def write_collateral(self, directory: Path, now: datetime) -> None:
+        """Write collateral that is good from an hour ago for 30 days.
+
+        Raises:
+            Unavailable: ``simulator.directory``.
+        """
+        try:
+            _write_private(directory / COLLATERAL_FILE, self.collateral(now - timedelta(hours=1)))
+        except OSError as error:
+            raise _directory_trouble(error, directory) from None
+
+    def collateral(self, issued: datetime, options: CollateralOptions | None = None) -> bytes:
+        """A JSON object of collateral, as :class:`~...collateral.Collateral` reads it."""
+        options = options or CollateralOptions()
+        begins = issued.astimezone(UTC).replace(microsecond=0)
+        ends = begins + options.lifetime
+        pki = self.pki
+        tcb_info = json.dumps(_tcb_info(begins, ends, options), separators=(",", ":"))
+        qe_identity = json.dumps(_qe_identity(begins, ends, options), separators=(",", ":"))
+        by_root = tuple(
+            signer
+            for name, signer in (("pck_ca", pki.pck_ca), ("tcb_signer", pki.tcb_signer))
+            if name in options.revoked
+        )
+        by_ca = (pki.pck,) if "pck" in options.revoked else ()
+        sign = pki.tcb_signer.key
+        return json.dumps(
+            {
+                "pck_crl_issuer_chain": pki.pck_crl_chain,
+                "root_ca_crl": pki.crl(pki.root, by_root, begins, ends).hex(),
+                "pck_crl": pki.crl(pki.pck_ca, by_ca, begins, ends).hex(),
+                "tcb_info_issuer_chain": pki.tcb_chain,
+                "tcb_info": tcb_info,
+                "tcb_info_signature": raw_signature(sign, tcb_info.encode()).hex(),
+                "qe_identity_issuer_chain": pki.tcb_chain,
+                "qe_identity": qe_identity,
+                "qe_identity_signature": raw_signature(sign, qe_identity.encode()).hex(),
+            }
+        ).encode()
+
+    def quote(self, report: TdReport, *, body_type: int | None = None, pad_to: int = 0) -> bytes:
+        """A signed quote.
+
+        Args:
+            report: the registers to attest.
+            body_type: ``None`` for a version 4 quote; 2, 3 or 4 for a version
+                5 quote with that body.
+            pad_to: least size, reached with zero bytes, as some clouds do.
+        """
+        version = 4 if body_type is None else 5
+        signed = struct.pack("<HHIHH", version, 2, TEE_TYPE_TDX, 0, 0)
+        signed += QE_VENDOR_INTEL + bytes(20)
+        # A TD that was never relaunched has had the same module all along.
+        report = replace(report, tee_tcb_svn2=report.tee_tcb_svn2 or report.tee_tcb_svn)
+        body = encode_body(report, body_type or 2)
+        if body_type is not None:
+            signed += struct.pack("<HI", body_type, len(body))
+        signed += body
+        key = self.pki.attestation_key
+        certification = _typed(6, self._qe_certification(raw_public_key(key)))
+        signature = raw_signature(key, signed) + raw_public_key(key) + certification
+        quote = signed + struct.pack("<I", len(signature)) + signature
+        return quote.ljust(pad_to, b"\0")
+
+    def _qe_certification(self, attestation_key: bytes) -> bytes:
+        """QE report, its signature, auth data and PCK chain."""
+        binding = hashlib.sha256(attestation_key + _QE_AUTH_DATA).digest()
+        report = (
+            _CPU_SVN
+            + bytes(4 + 28)  # MISCSELECT, reserved
+            + _QE_ATTRIBUTES
+            + _QE_MEASUREMENT
+            + bytes(32)
+            + _QE_SIGNER
+            + bytes(96)
+            + struct.pack("<HH", 2, _QE_SVN)  # product id 2 is the TD quoting enclave
+            + bytes(60)
+            + binding
+            + bytes(32)
+        )
+        chain = self.pki.pck_chain.encode() + b"\0"
+        signature = raw_signature(self.pki.pck.key, report)
+        auth_data = struct.pack("<H", len(_QE_AUTH_DATA)) + _QE_AUTH_DATA
+        return report + signature + auth_data + _typed(5, chain)
+
+
+def _typed(kind: int, content: bytes) -> bytes:
+    return struct.pack("<HI", kind, len(content)) + content
+
+
+def _tcb_info(begins: datetime, ends: datetime, options: CollateralOptions) -> dict[str, Any]:
+    level_date = _iso(begins - timedelta(days=100))
+    level: dict[str, Any] = {
+        "tcb": {
+            "sgxtcbcomponents": [{"svn": svn} for svn in _CPU_SVN],
+            "pcesvn": _PCE_SVN,
+            "tdxtcbcomponents": [{"svn": svn} for svn in _TDX_SVN],
+        },
+        "tcbDate": level_date,
+        "tcbStatus": options.tcb_status,
+    }
+    if options.advisory_ids:
+        level["advisoryIDs"] = list(options.advisory_ids)
+    module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
+    module_level = {
+        "tcb": {"isvsvn": 4},
+        "tcbDate": level_date,
+        "tcbStatus": options.module_status,
+    }
+    return {
+        "id": "TDX",
+        "version": 3,
+        "issueDate": _iso(begins),
+        "nextUpdate": _iso(ends),
+        "fmspc": FMSPC.hex().upper(),
+        "pceId": "0000",
+        "tcbType": 0,
+        "tcbEvaluationDataNumber": options.evaluation_number,
+        "tdxModule": module,
+        "tdxModuleIdentities": [{"id": "TDX_01", **module, "tcbLevels": [module_level]}],
+        "tcbLevels": [level],
+        **options.tcb_info,
+    }
+
+
+def _qe_identity(begins: datetime, ends: datetime, options: CollateralOptions) -> dict[str, Any]:
+    return {
+        "id": "TD_QE",
+        "version": 2,
+        "issueDate": _iso(begins),
+        "nextUpdate": _iso(ends),
+        "tcbEvaluationDataNumber": options.evaluation_number,
+        "miscselect": "00000000",
+        "miscselectMask": "FFFFFFFF",
+        "attributes": "11" + "00" * 15,
+        "attributesMask": "FBFFFFFFFFFFFFFF" + "00" * 8,
+        "mrsigner": _QE_SIGNER.hex().upper(),
+        "isvprodid": 2,
+        "tcbLevels": [
+            {
+                "tcb": {"isvsvn": 4},
+                "tcbDate": _iso(begins - timedelta(days=100)),
+                "tcbStatus": options.qe_status,
+            }
+        ],
+        **options.qe_identity,
+    }
+
+
+def _iso(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Whole or not at all, readable by its owner only."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _directory_trouble(error: OSError, directory: Path) -> Unavailable:
+    return Unavailable(
+        "simulator.directory", f"cannot be written: {error.strerror}", where=str(directory)
+    )
