@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sealserve.errors import InputError, Unavailable
 
-__all__ = ["fsync_directory", "read_limited", "write_atomically"]
+__all__ = ["fsync_directory", "read_limited", "require_absent", "write_atomically"]
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -31,6 +31,21 @@ def read_limited(path: Path, limit: int) -> bytes:
             "file.too_large", f"more than the {limit} bytes that are read", where=str(path)
         )
     return content
+
+
+def require_absent(path: Path) -> None:
+    """Refuse to go on where a file would be replaced.
+
+    Raises:
+        InputError: ``file.exists``.
+    """
+    if os.path.lexists(path):
+        raise InputError(
+            "file.exists",
+            "is there already and is not replaced",
+            where=str(path),
+            hint="choose another place, or move the old file away",
+        )
 
 
 def write_atomically(
@@ -65,14 +80,9 @@ def write_atomically(
             with contextlib.suppress(FileNotFoundError):
                 Path(temporary).unlink()
         fsync_directory(path.parent)
-    except FileExistsError:
-        raise InputError(
-            "file.exists",
-            "is there already and is not replaced",
-            where=str(path),
-            hint="choose another place, or move the old file away",
-        ) from None
     except OSError as error:
+        if isinstance(error, FileExistsError):
+            require_absent(path)
         raise Unavailable(
             "file.unwritable", f"cannot write: {error.strerror}", where=str(path)
         ) from None

@@ -33,8 +33,8 @@ from sealserve.errors import InternalError, SealserveError, Unavailable
 from sealserve.volume.child import FILE_NAME, lazy_unmount
 from sealserve.volume.cipher import wipe
 from sealserve.volume.engine import SealedView, WritableView
-from sealserve.volume.process import is_mounted
-from sealserve.volume.record import BLOCK_SIZE, KEY_SIZE, decode_payload
+from sealserve.volume.process import is_mounted, read_key
+from sealserve.volume.record import BLOCK_SIZE, decode_payload
 
 __all__ = ["main"]
 
@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> int:
         settings = json.load(stream)
     try:
         _end_with(settings["parent"])
-        view = _open_view(mode, file, settings, _read_key(key_pipe))
+        view = _open_view(mode, file, settings, read_key(key_pipe))
     except SealserveError as error:
         _report(status, error)
         return error.exit_status
@@ -208,18 +208,6 @@ def _open_view(
         wipe(key)
 
 
-def _read_key(pipe: int) -> bytearray:
-    key = bytearray(KEY_SIZE + 1)  # one more, so that a longer key is noticed
-    with memoryview(key) as view:
-        size = 0
-        while count := os.readv(pipe, [view[size:]]):
-            size += count
-    os.close(pipe)
-    if size < len(key):
-        del key[size:]
-    return key
-
-
 def _report(status: int, error: SealserveError) -> None:
     answer = {"class": type(error).__name__, **error.to_dict()}
     os.write(status, json.dumps(answer).encode() + b"\n")
@@ -228,6 +216,8 @@ def _report(status: int, error: SealserveError) -> None:
 def _harden() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
+    # A parent may block signals; a blocked mask is inherited, and ours must get through.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _end_with(parent: int) -> None:

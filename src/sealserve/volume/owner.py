@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from sealserve.errors import InputError, Unavailable
-from sealserve.volume.files import read_limited, write_atomically
+from sealserve.volume.files import read_limited, require_absent, write_atomically
 
 __all__ = ["PRIVATE_NAME", "PUBLIC_NAME", "init_owner", "load_owner_key", "load_owner_public"]
 
@@ -43,13 +43,8 @@ def init_owner(directory: Path) -> tuple[Path, Path]:
         raise Unavailable(
             "file.unwritable", f"cannot make: {error.strerror}", where=str(directory)
         ) from None
-    if public.exists():
-        raise InputError(
-            "file.exists",
-            "is there already and is not replaced",
-            where=str(public),
-            hint="choose another directory",
-        )
+    require_absent(private)
+    require_absent(public)
     key = Ed25519PrivateKey.generate()
     private_pem = key.private_bytes(
         serialization.Encoding.PEM,

@@ -18,9 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from sealserve.errors import Unavailable
+from sealserve.errors import InputError, Unavailable
+from sealserve.volume.record import KEY_SIZE
 
-__all__ = ["Runner", "find_tool", "is_mounted", "run", "secret_pipe"]
+__all__ = ["Runner", "find_tool", "is_mounted", "read_key", "run", "secret_pipe"]
 
 _SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -125,6 +126,34 @@ def secret_pipe(secret: bytes | bytearray) -> Iterator[int]:
         yield reader
     finally:
         os.close(reader)
+
+
+def read_key(descriptor: int) -> bytearray:
+    """Read a volume key from a descriptor to its end, and close it.
+
+    Nothing is stripped: a key may hold newlines and NULs.
+
+    Returns:
+        The bytes; one more than `KEY_SIZE` when there were too many, which no
+        check of a key lets pass. The caller wipes them.
+
+    Raises:
+        InputError: ``volume.key_unreadable``.
+    """
+    key = bytearray(KEY_SIZE + 1)
+    size = 0
+    try:
+        with memoryview(key) as view:
+            while size < len(key) and (count := os.readv(descriptor, [view[size:]])):
+                size += count
+        os.close(descriptor)
+    except OSError as error:
+        raise InputError(
+            "volume.key_unreadable",
+            f"cannot read the key from descriptor {descriptor}: {error.strerror}",
+        ) from None
+    del key[size:]
+    return key
 
 
 def is_mounted(path: Path) -> bool:

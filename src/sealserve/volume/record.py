@@ -40,6 +40,7 @@ __all__ = [
     "decode_payload",
     "key_id_of",
     "open_record",
+    "peek_record",
     "record_digest",
     "sign_record",
     "tree_blocks",
@@ -51,8 +52,8 @@ BLOCK_SIZE: Final = 4096
 KEY_SIZE: Final = 32
 """Bytes of the volume key that the broker keeps: it opens the LUKS2 keyslot."""
 
-MAX_RECORD_SIZE: Final = 256 * 1024
-"""Bytes; a record of a thousand models is half as large."""
+MAX_RECORD_SIZE: Final = 48 * 1024
+"""Bytes of a signed record: room for about 200 models."""
 
 _PAYLOAD_TYPE: Final = "application/vnd.sealserve.volume-record+json"
 _DIGESTS_PER_BLOCK: Final = BLOCK_SIZE // 32
@@ -215,10 +216,15 @@ def sign_record(record: VolumeRecord, owner_key: Ed25519PrivateKey) -> bytes:
 
     Returns:
         The signed record: a DSSE envelope in canonical JSON.
+
+    Raises:
+        InputError: ``record.too_large``: too many models for one volume.
     """
     payload = record.to_json()
     signature = owner_key.sign(_pre_authentication_encoding(payload))
-    return _envelope(payload, signature, owner_key.public_key())
+    signed = _envelope(payload, signature, owner_key.public_key())
+    _check_size(signed)
+    return signed
 
 
 def open_record(raw: bytes, owner_public_key: Ed25519PublicKey) -> VolumeRecord:
@@ -266,12 +272,17 @@ def decode_payload(payload: bytes) -> VolumeRecord:
     return record
 
 
+def peek_record(raw: bytes) -> VolumeRecord:
+    """Decode a signed record WITHOUT checking its signature: for showing it to people.
+
+    Raises:
+        InputError: ``record.too_large``, ``record.malformed``.
+    """
+    return decode_payload(_open_envelope(raw)[0])
+
+
 def _open_envelope(raw: bytes) -> tuple[bytes, bytes]:
-    if len(raw) > MAX_RECORD_SIZE:
-        raise InputError(
-            "record.too_large",
-            f"the volume record has {len(raw)} bytes; at most {MAX_RECORD_SIZE} are read",
-        )
+    _check_size(raw)
     try:
         envelope = json.loads(raw)
         (entry,) = envelope["signatures"]
@@ -308,6 +319,14 @@ def _canonical(value: Any) -> bytes:
 
 def _text(value: bytes) -> str:
     return base64.b64encode(value).decode()
+
+
+def _check_size(raw: bytes) -> None:
+    if len(raw) > MAX_RECORD_SIZE:
+        raise InputError(
+            "record.too_large",
+            f"the volume record has {len(raw)} bytes; the limit is {MAX_RECORD_SIZE}",
+        )
 
 
 def _malformed(reason: str) -> InputError:

@@ -1,0 +1,250 @@
+"""``sealserve volume``: make sealed volumes, check them, look into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sealserve.cli.console import JsonFlag, byte_progress, emit
+
+if TYPE_CHECKING:
+    from sealserve.volume.record import VolumeRecord
+
+app = typer.Typer(help="Make, check and mount sealed volumes.", no_args_is_help=True)
+record_app = typer.Typer(help="Look at volume records.", no_args_is_help=True)
+app.add_typer(record_app, name="record")
+
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="The sealed volume.")]
+_Record = Annotated[Path, typer.Option("--record", help="The volume's signed record.")]
+_RecordArgument = Annotated[Path, typer.Argument(metavar="RECORD", help="A signed record.")]
+_OwnerPub = Annotated[
+    Path, typer.Option("--owner-pub", help="The owner's public key: who must have signed.")
+]
+
+
+@app.callback()
+def group() -> None:
+    """Make, check and mount sealed volumes."""
+
+
+@app.command()
+def create(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The volume to make.")],
+    source: Annotated[
+        Path, typer.Option("--from", help="Directory with models.config, models/ and tls/.")
+    ],
+    owner_key: Annotated[Path, typer.Option(help="The owner's private key: signs the record.")],
+    name: Annotated[str, typer.Option(help="The volume's name, for example: models.")],
+    record: Annotated[Path, typer.Option(help="Where the signed record goes.")],
+    broker: Annotated[
+        Path, typer.Option(help="The broker's public document (broker.json): who gets the key.")
+    ],
+    sealed_key: Annotated[
+        Path, typer.Option(help="Where the key goes, sealed so that only that broker can read it.")
+    ],
+    volume_version: Annotated[int, typer.Option(help="Counts up with each remake.", min=1)] = 1,
+    size: Annotated[
+        int | None, typer.Option(help="MiB for the filesystem; else chosen from the source.", min=1)
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Seal a directory into an encrypted, authenticated volume.
+
+    Needs neither root nor device-mapper. The key is made here and leaves this
+    process only sealed to the broker: no disk ever holds it in the clear.
+
+    Example: sealserve volume create models.seal --from seal/ --owner-key ~/owner/owner.key
+    --name models --record models.record --broker broker.json --sealed-key models.key
+    """
+    import secrets
+
+    from sealserve.broker.deposit import seal_for
+    from sealserve.broker.identity import BrokerIdentity
+    from sealserve.volume.cipher import wipe
+    from sealserve.volume.files import require_absent, write_atomically
+    from sealserve.volume.maker import create_sealed
+    from sealserve.volume.owner import load_owner_key
+    from sealserve.volume.record import KEY_SIZE, open_record
+
+    signer = load_owner_key(owner_key)
+    identity = BrokerIdentity.load(broker)
+    for target in () if force else (record, sealed_key):
+        require_absent(target)
+    key = bytearray(secrets.token_bytes(KEY_SIZE))
+    try:
+        deposit = seal_for(identity, bytes(key))
+        with byte_progress() as bars:
+            bar = bars.add_task(f"sealing {source}", total=None)
+            signed = create_sealed(
+                file,
+                source,
+                key=key,
+                owner_key=signer,
+                name=name,
+                version=volume_version,
+                size=size and size << 20,
+                force=force,
+                progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            )
+    finally:
+        wipe(key)
+    write_atomically(sealed_key, deposit)
+    write_atomically(record, signed)
+    made = open_record(signed, signer.public_key())
+    emit(
+        {
+            "volume": str(file),
+            "record": str(record),
+            "sealed_key": str(sealed_key),
+            **_summary(made, signed),
+        },
+        as_json=json,
+        text=(
+            f"made {file} ({made.file_size >> 20} MiB, {len(made.models)} models), "
+            f"{record} and {sealed_key}\nnext: give the last two to the broker with "
+            "`sealserve secret put`, and the first to any host"
+        ),
+    )
+
+
+@app.command()
+def verify(
+    file: _File,
+    record: _Record,
+    owner_pub: _OwnerPub,
+    json: JsonFlag = False,
+) -> None:
+    """Check every byte of a volume against its record; needs no key.
+
+    Example: sealserve volume verify models.seal --record models.record --owner-pub owner.pub
+    """
+    from sealserve.volume.engine import verify_file
+    from sealserve.volume.mapper import open_volume_file
+
+    signed, opened = _open(record, owner_pub)
+    with open_volume_file(file) as descriptor, byte_progress() as bars:
+        bar = bars.add_task(f"verifying {file}", total=None)
+        verify_file(
+            descriptor,
+            opened,
+            lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    emit(
+        {"volume": str(file), "verified": True, **_summary(opened, signed)},
+        as_json=json,
+        text=f"{file} is volume {opened.name!r} version {opened.version}, every byte of it",
+    )
+
+
+@app.command()
+def mount(
+    file: _File,
+    mountpoint: Annotated[Path, typer.Argument(help="An empty directory; made if missing.")],
+    record: _Record,
+    owner_pub: _OwnerPub,
+    driver: Annotated[
+        str, typer.Option(help="kernel (dm-verity and dm-crypt) or fuse (user space).")
+    ],
+    key_fd: Annotated[
+        int, typer.Option(help="Descriptor from which the 32-byte key is read, once.", min=0)
+    ],
+    json: JsonFlag = False,
+) -> None:
+    """Mount a volume read-only, in the foreground, until SIGTERM or Ctrl-C.
+
+    For inspection. The key comes through a descriptor, so that it stands neither
+    on the command line nor in the environment.
+
+    Example: my-key-tool | sealserve volume mount models.seal /mnt --record models.record
+    --owner-pub owner.pub --driver fuse --key-fd 0
+    """
+    import signal
+    import threading
+
+    from sealserve.volume.cipher import wipe
+    from sealserve.volume.mount import mount_sealed
+    from sealserve.volume.process import read_key
+
+    # From here on a signal only ends the wait below, so nothing is left half way.
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: ending.set())
+    _, opened = _open(record, owner_pub)
+    key = read_key(key_fd)
+    try:
+        mounted = mount_sealed(file, opened, key, mountpoint, driver=driver)
+    finally:
+        wipe(key)
+    with mounted:
+        emit(
+            {
+                "mountpoint": str(mounted.mountpoint),
+                "driver": mounted.driver,
+                "filesystem_by": mounted.filesystem_by,
+            },
+            as_json=json,
+            text=f"{opened.name!r} is mounted on {mounted.mountpoint}; Ctrl-C unmounts it",
+        )
+        ending.wait()
+
+
+@record_app.command("show")
+def show(record: _RecordArgument, json: JsonFlag = False) -> None:
+    """Print what a record states, WITHOUT checking who signed it.
+
+    Example: sealserve volume record show models.record
+    """
+    from sealserve.volume.files import read_limited
+    from sealserve.volume.record import MAX_RECORD_SIZE, peek_record
+
+    signed = read_limited(record, MAX_RECORD_SIZE)
+    found = peek_record(signed)
+    result = {**found.model_dump(mode="json"), "signature_checked": False}
+    emit(result, as_json=json, text=_table(found, signed, "NOT checked"))
+
+
+@record_app.command("verify")
+def verify_record(record: _RecordArgument, owner_pub: _OwnerPub, json: JsonFlag = False) -> None:
+    """Check that the owner signed a record, and print what it states.
+
+    Example: sealserve volume record verify models.record --owner-pub owner.pub
+    """
+    signed, found = _open(record, owner_pub)
+    result = {**found.model_dump(mode="json"), "signature_checked": True}
+    emit(result, as_json=json, text=_table(found, signed, "good"))
+
+
+def _open(record: Path, owner_pub: Path) -> tuple[bytes, VolumeRecord]:
+    from sealserve.volume.files import read_limited
+    from sealserve.volume.owner import load_owner_public
+    from sealserve.volume.record import MAX_RECORD_SIZE, open_record
+
+    signed = read_limited(record, MAX_RECORD_SIZE)
+    return signed, open_record(signed, load_owner_public(owner_pub))
+
+
+def _summary(record: VolumeRecord, signed: bytes) -> dict[str, Any]:
+    from sealserve.volume.record import record_digest
+
+    return {
+        "name": record.name,
+        "version": record.version,
+        "uuid": record.uuid,
+        "size": record.file_size,
+        "root_hash": record.verity.root_hash,
+        "key_id": record.key_id,
+        "record_digest": record_digest(signed).hex(),
+        "models": [model.model_dump(mode="json") for model in record.models],
+    }
+
+
+def _table(record: VolumeRecord, signed: bytes, signature: str) -> str:
+    fields: dict[str, Any] = {"signature": signature, **_summary(record, signed)}
+    models = fields.pop("models")
+    fields["created"] = record.created
+    lines = [f"{label.replace('_', ' '):14} {value}" for label, value in fields.items()]
+    lines += [f"model          {m['name']} {m['version']} {m['digest']}" for m in models]
+    return "\n".join(lines)
