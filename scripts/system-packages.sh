@@ -12,6 +12,7 @@ fusermount3            fuse3            mounts the volume in user space
 libfuse3.so.3          libfuse3-3       the library below it
 fuse2fs                fuse2fs          opens the file system without root
 libcrypto.so.3         libssl3          AES-XTS at full speed
+setpriv                util-linux       ends the server with its guest
 '
 
 present() {

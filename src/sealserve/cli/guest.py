@@ -72,6 +72,7 @@ def up(
     from sealserve.broker.identity import BrokerIdentity
     from sealserve.guest import GuestConfig
     from sealserve.guest import up as bring_up
+    from sealserve.volume.owner import load_owner_public
 
     bring_up(
         GuestConfig(
@@ -79,7 +80,7 @@ def up(
             resource=resource,
             broker=Address.parse(broker, where="--broker"),
             identity=BrokerIdentity.load(broker_identity),
-            owner_public_key=owner_pub.read_bytes(),
+            owner_public_key=load_owner_public(owner_pub),
             driver=driver,
             sysfs=sysfs,
             allow_simulation=simulation,

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sealserve.address import Address
 from sealserve.attestation import ratls
@@ -30,6 +31,7 @@ from sealserve.broker.identity import BrokerIdentity
 from sealserve.errors import Unavailable
 from sealserve.guest.measure import guest_events, measure, require_unmeasured
 from sealserve.guest.server_process import ServerProcess
+from sealserve.hardening import forbid_core_dumps
 from sealserve.tdx.eventlog import RuntimeEvent, encode_log
 from sealserve.tdx.guest import TdxGuest, read_boot_id
 from sealserve.volume.mount import mount_sealed
@@ -51,7 +53,7 @@ class GuestConfig:
         resource: the name under which the broker holds its key.
         broker: where the broker listens.
         identity: the broker's public document: whom to believe.
-        owner_public_key: PEM of the Ed25519 key that signs the volume's record.
+        owner_public_key: who must have signed the volume's record.
         driver: ``"kernel"`` or ``"fuse"``; never chosen silently.
         sysfs: the root of the kernel's TDX interfaces.
         allow_simulation: accept a simulated TD below ``sysfs``.
@@ -64,7 +66,7 @@ class GuestConfig:
     resource: str
     broker: Address
     identity: BrokerIdentity
-    owner_public_key: bytes
+    owner_public_key: Ed25519PublicKey
     driver: str
     sysfs: Path = Path("/sys")
     allow_simulation: bool = False
@@ -85,6 +87,7 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
             ``guest.already_measured``.
         Unavailable: a device, peer or program is missing, or ``guest.server_died``.
     """
+    forbid_core_dumps()
     stopping = _stop_on_signals()
     td = TdxGuest(config.sysfs, allow_simulation=config.allow_simulation)
     log = _log.bind(simulation="SIMULATION: not a real TD") if td.simulated else _log
@@ -124,7 +127,7 @@ def _open_volume(
             mount_sealed(config.volume, record, released.secret, mountpoint, driver=config.driver)
         )
     finally:
-        released.secret[:] = bytes(len(released.secret))
+        released.wipe()
     log.info("opened", volume=record.name, version=record.version, driver=config.driver)
     return released.record, record
 
@@ -132,7 +135,9 @@ def _open_volume(
 def _attested_identity(
     td: TdxGuest, events: tuple[RuntimeEvent, ...], config: GuestConfig
 ) -> ratls.TlsIdentity:
-    return ratls.make_identity(td.quote, events, lifetime=config.certificate_lifetime)
+    return ratls.make_identity(
+        td.quote, events, lifetime=config.certificate_lifetime, simulated=td.simulated
+    )
 
 
 def _supervise(

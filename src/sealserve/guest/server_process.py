@@ -50,7 +50,12 @@ class ServerProcess:
         self.renew(identity)
         ready_read, ready_write = os.pipe()
         command = [
+            # The server must not outlive the guest that holds its volume open.
+            "setpriv",
+            "--pdeathsig=TERM",
             sys.executable,
+            # A module in the current directory must not be taken for ours.
+            "-P",
             "-m",
             "sealserve",
             "serve",
