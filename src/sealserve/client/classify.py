@@ -80,7 +80,8 @@ def _probabilities(
             and array.dtype.kind == "f"
             and abs(float(array.sum()) - 1) < 1e-3
         ):
-            return array[0]
+            row: np.ndarray[Any, np.dtype[np.floating[Any]]] = array[0]
+            return row
     raise InputError(
         "predict.not_a_classifier",
         f"model {model!r} has no output with probabilities of the ImageNet classes",
