@@ -21,15 +21,23 @@ from sealserve.wire import tensors
 from sealserve.wire.tensorflow import graph_pb2 as graph_pb
 from sealserve.wire.tensorflow import tensor_pb2 as tensor_pb
 
-__all__ = ["GraphBuilder", "is_stateful", "parse_graph", "placeholders", "shape_proto", "sinks"]
+__all__ = [
+    "PLACEHOLDER_OPS",
+    "GraphBuilder",
+    "check_frozen",
+    "needed_for",
+    "parse_graph",
+    "shape_proto",
+    "sinks",
+]
 
 # The GraphDef version of TensorFlow 1.15, the last whose frozen graphs people keep.
 _PRODUCER = 134
 _MIN_CONSUMER = 12
 
-_PLACEHOLDER_OPS = {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
+PLACEHOLDER_OPS = {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
 # A node of these kinds is no result, even where nothing reads it.
-_NOT_A_RESULT = {"Const", "NoOp", "Assert"} | _PLACEHOLDER_OPS
+_NOT_A_RESULT = {"Const", "NoOp", "Assert"} | PLACEHOLDER_OPS
 _STATEFUL_OPS = {
     "AutoReloadVariable",
     "Variable",
@@ -237,11 +245,6 @@ def parse_graph(content: bytes, where: str) -> graph_pb.GraphDef:
     return graph
 
 
-def placeholders(graph: graph_pb.GraphDef) -> list[str]:
-    """The names of the nodes that wait for a value from outside, in graph order."""
-    return [node.name for node in graph.node if node.op in _PLACEHOLDER_OPS]
-
-
 def sinks(graph: graph_pb.GraphDef) -> list[str]:
     """The names of the nodes whose results no other node reads, in graph order."""
     read = {_node_of(source) for node in graph.node for source in node.input}
@@ -250,9 +253,51 @@ def sinks(graph: graph_pb.GraphDef) -> list[str]:
     ]
 
 
-def is_stateful(op: str) -> bool:
-    """Whether an op keeps or reads a state that a frozen graph cannot carry."""
-    return op in _STATEFUL_OPS
+def needed_for(graph: graph_pb.GraphDef, fetched: Iterable[str]) -> graph_pb.GraphDef:
+    """A copy of a graph with only those nodes that some results depend on.
+
+    Args:
+        graph: from `parse_graph`.
+        fetched: tensors (``"node:0"``) of nodes that the graph has.
+    """
+    by_name = {node.name: node for node in graph.node}
+    needed: set[str] = set()
+    waiting = [_node_of(tensor) for tensor in fetched]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += map(_node_of, by_name[name].input)
+    return graph_pb.GraphDef(
+        node=[node for node in graph.node if node.name in needed],
+        library=graph.library,
+        versions=graph.versions,
+    )
+
+
+def check_frozen(graph: graph_pb.GraphDef, where: str) -> None:
+    """Refuse what a graph alone cannot carry: variables, tables, other state, functions.
+
+    Raises:
+        InputError: ``graph.not_frozen`` or ``graph.has_functions``.
+    """
+    functions = {function.signature.name for function in graph.library.function}
+    for node in graph.node:
+        if node.op in _STATEFUL_OPS:
+            raise InputError(
+                "graph.not_frozen",
+                f"node {node.name!r} ({node.op}) keeps a state outside the graph",
+                where=where,
+                hint="freeze the graph, which turns variables into constants, or give a SavedModel",
+            )
+        kinds = {attribute.WhichOneof("value") for attribute in node.attr.values()}
+        if node.op in functions or "func" in kinds:
+            raise InputError(
+                "graph.has_functions",
+                f"node {node.name!r} ({node.op}) calls a function",
+                where=where,
+                hint="inline the functions when freezing, or give a SavedModel",
+            )
 
 
 def _node_of(source: str) -> str:

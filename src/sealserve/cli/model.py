@@ -1,0 +1,162 @@
+"""``sealserve model``: known models, downloads, and import as servables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sealserve.cli import console
+
+app = typer.Typer(
+    help="Get models and make them servable, before they are sealed.", no_args_is_help=True
+)
+
+_TensorsHelp = "separated by commas, each as node, node:port or key=node:port"
+
+
+@app.command("list")
+def list_models(as_json: console.JsonFlag = False) -> None:
+    """List the models that sealserve knows by name.
+
+    Example: sealserve model list
+    """
+    from sealserve.model.catalogue import CATALOGUE, to_dict
+
+    entries = [to_dict(entry) for entry in CATALOGUE]
+    text = "\n\n".join(
+        f"{entry['name']}\n  {entry['summary']}\n  from     {entry['source']}\n"
+        f"  licence  {entry['licence']}\n  get it   {entry['command']}"
+        for entry in entries
+    )
+    console.emit({"models": entries}, as_json=as_json, text=text)
+
+
+@app.command("fetch")
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="A published model of `sealserve model list`.")],
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where to put the file.", show_default="the data directory"),
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="The digest the file must have; checked before it is kept.")
+    ] = None,
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Download a published model; a broken download goes on where it stopped.
+
+    Without --sha256 the digest of the first fetch is recorded in your data
+    directory, and every later fetch must have the same.
+
+    Example: sealserve model fetch resnet50-v15-fp32 --dir models
+    """
+    from sealserve.model.catalogue import published
+    from sealserve.model.fetch import DigestRecord, data_directory, fetch
+
+    entry = published(name)
+    target = (directory or data_directory() / "models") / entry.url.rpartition("/")[2]
+    with console.byte_progress() as bar:
+        task = bar.add_task(entry.name, total=None)
+        fetched = fetch(
+            entry.url,
+            target,
+            record=DigestRecord(data_directory() / "fetched"),
+            sha256=sha256 or entry.sha256,
+            max_bytes=entry.max_bytes,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.emit(
+        fetched.to_dict(),
+        as_json=as_json,
+        text=f"{fetched.path}: {fetched.size} bytes, "
+        f"{'downloaded' if fetched.downloaded else 'was here already'}\n"
+        f"sha256 {fetched.sha256}, checked against {fetched.checked_against}",
+    )
+
+
+@app.command("build")
+def build_model(
+    name: Annotated[str, typer.Argument(help="A model made here, of `sealserve model list`.")],
+    out: Annotated[Path, typer.Option(help="The frozen graph to write (.pb); must not exist.")],
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Make a known model on this machine, as a frozen TensorFlow graph.
+
+    Example: sealserve model build efficientnet-lite0 --out efficientnet-lite0.pb
+    """
+    from sealserve.model.catalogue import built
+    from sealserve.model.files import write_whole
+
+    entry = built(name)
+    with console.step_progress() as bar:
+        bar.add_task(f"building {entry.name}")
+        content = entry.build().SerializeToString(deterministic=True)
+        write_whole(out, content)
+    console.emit(
+        {"name": entry.name, "path": str(out), "size": len(content), "summary": entry.summary},
+        as_json=as_json,
+        text=f"{out}: {len(content)} bytes\n{entry.summary}",
+    )
+
+
+@app.command("import")
+def import_source(
+    source: Annotated[Path, typer.Argument(help="A frozen graph (.pb) or a SavedModel directory.")],
+    out: Annotated[Path, typer.Option(help="The directory that holds all models.")],
+    name: Annotated[str, typer.Option(help="The name clients will use.")],
+    inputs: Annotated[
+        str, typer.Option(help=f"Placeholders to feed, {_TensorsHelp}.", show_default="found")
+    ] = "",
+    outputs: Annotated[
+        str, typer.Option(help=f"Results, {_TensorsHelp}.", show_default="the graph's ends")
+    ] = "",
+    version: Annotated[int, typer.Option(help="The version; a served one never changes.")] = 1,
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Turn a model into OUT/NAME/VERSION, a SavedModel that servers load.
+
+    Needs no TensorFlow. A frozen graph is cut to what its outputs need and
+    tried in the runtime that will serve it; a SavedModel is checked and copied.
+
+    Example: sealserve model import resnet50.pb --out models --name resnet50-v15-fp32
+    --inputs input --outputs predict
+    """
+    from sealserve.model.importer import import_model
+
+    with console.step_progress() as bar:
+        bar.add_task(f"importing {name}")
+        imported = import_model(
+            source,
+            out,
+            name=name,
+            version=version,
+            inputs=_split(inputs),
+            outputs=_split(outputs),
+        )
+    signatures = "\n".join(map(str, imported.signatures))
+    console.emit(imported.to_dict(), as_json=as_json, text=f"{imported.path}\n{signatures}")
+
+
+@app.command("show")
+def show_model(
+    path: Annotated[Path, typer.Argument(help="A SavedModel directory or a frozen graph (.pb).")],
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Print what a model takes and gives.
+
+    Example: sealserve model show models/resnet50-v15-fp32/1
+    """
+    from sealserve.model.signature import describe
+
+    signatures = describe(path)
+    console.emit(
+        {"path": str(path), "signatures": [signature.to_dict() for signature in signatures]},
+        as_json=as_json,
+        text="\n".join(map(str, signatures)),
+    )
+
+
+def _split(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
