@@ -21,7 +21,8 @@ from typing import Any
 import dcap_qvl
 from cryptography import x509
 
-from sealserve.errors import InputError, Unavailable
+from sealserve.errors import InputError
+from sealserve.tdx.files import read_limited
 
 __all__ = ["MAX_COLLATERAL_BYTES", "Collateral", "Deadline"]
 
@@ -81,17 +82,10 @@ class Collateral:
         """Read a collateral file.
 
         Raises:
-            Unavailable: ``collateral.file_unreadable``.
-            InputError: as :meth:`from_json`.
+            Unavailable: ``file.unreadable``.
+            InputError: ``file.too_large``, and as :meth:`from_json`.
         """
-        try:
-            with Path(path).open("rb") as file:
-                raw = file.read(MAX_COLLATERAL_BYTES + 1)
-        except OSError as error:
-            raise Unavailable(
-                "collateral.file_unreadable", f"cannot be read: {error.strerror}", where=str(path)
-            ) from None
-        return cls.from_json(raw)
+        return cls.from_json(read_limited(path, MAX_COLLATERAL_BYTES))
 
     @classmethod
     def from_json(cls, raw: bytes) -> Collateral:

@@ -8,6 +8,8 @@ that name the field. The fields and their meaning stand once, in
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +18,12 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from sealserve.attestation.policy import Policy
+from sealserve.attestation.policy import PlatformFlags, Policy, Release, RequiredEvent
 from sealserve.errors import InputError, Unavailable
+from sealserve.tdx.files import read_limited
+from sealserve.tdx.quote import TdReport
 
-__all__ = ["MAX_POLICY_BYTES", "dump", "load", "parse"]
+__all__ = ["MAX_POLICY_BYTES", "dump", "from_report", "load", "parse", "write"]
 
 MAX_POLICY_BYTES = 1 << 20
 
@@ -46,16 +50,10 @@ def load(path: Path | str) -> Policy:
     """Read a policy file.
 
     Raises:
-        Unavailable: ``policy.file_unreadable``.
-        InputError: ``policy.malformed`` naming file and field.
+        Unavailable: ``file.unreadable``.
+        InputError: ``file.too_large``, or ``policy.malformed`` naming file and field.
     """
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_POLICY_BYTES + 1)
-    except OSError as error:
-        raise Unavailable(
-            "policy.file_unreadable", f"cannot be read: {error.strerror}", where=str(path)
-        ) from None
+    raw = read_limited(path, MAX_POLICY_BYTES)
     try:
         return parse(raw)
     except InputError as error:
@@ -107,6 +105,79 @@ def dump(policy: Policy) -> str:
         name: value for name, value in asdict(policy).items() if value is not None and value != ()
     }
     return yaml.safe_dump(_plain(document), sort_keys=False, width=120)
+
+
+def from_report(
+    report: TdReport,
+    *,
+    label: str,
+    events: tuple[str, ...] = (),
+    server_platform: bool = False,
+    simulation: bool = False,
+) -> Policy:
+    """The policy that accepts exactly the measurements in a report.
+
+    Args:
+        report: registers of a guest known to be good. RTMR3 is left to the
+            event log.
+        label: name of the release.
+        events: runtime events to require, as ``name`` or ``name=hex payload``.
+        server_platform: opt into all platform flags.
+        simulation: allow simulated guests.
+
+    Raises:
+        InputError: ``policy.malformed``.
+    """
+    required = [event.partition("=") for event in events]
+    return Policy(
+        releases=(
+            Release(
+                label=label,
+                mrtd=report.mrtd.hex(),
+                rtmr0=report.rtmr0.hex(),
+                rtmr1=report.rtmr1.hex(),
+                rtmr2=report.rtmr2.hex(),
+            ),
+        ),
+        platform_flags=PlatformFlags(
+            dynamic_platform=server_platform, cached_keys=server_platform, smt=server_platform
+        ),
+        required_events=tuple(
+            RequiredEvent(name=name, payload=payload if equals else None)
+            for name, equals, payload in required
+        ),
+        simulation="allowed" if simulation else "denied",
+    )
+
+
+def write(policy: Policy, path: Path) -> None:
+    """Write a new policy file, whole or not at all.
+
+    Raises:
+        InputError: ``file.exists``; a policy is not replaced by accident.
+        Unavailable: ``file.unwritable``.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(dump(policy))
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(name, path)
+        finally:
+            Path(name).unlink()
+    except FileExistsError:
+        raise InputError(
+            "file.exists",
+            "is there already and is not replaced",
+            where=str(path),
+            hint="choose another place, or move the old file away",
+        ) from None
+    except OSError as error:
+        raise Unavailable(
+            "file.unwritable", f"cannot write: {error.strerror}", where=str(path)
+        ) from None
 
 
 def _refuse_empty_values(value: Any, where: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import dcap_qvl
@@ -27,10 +28,12 @@ from cryptography import x509
 
 from sealserve.attestation.collateral import Collateral
 from sealserve.errors import InputError, InternalError, Refused
+from sealserve.tdx.files import read_limited
 from sealserve.tdx.quote import Quote, TdReport, parse_quote
 
 __all__ = ["INTEL", "Anchor", "VerifiedTd", "Verifier"]
 
+_MAX_ANCHOR_BYTES = 16 * 1024
 _ASK_FOR_NEW = "fetch collateral for this platform again and retry"
 
 
@@ -60,7 +63,7 @@ class Anchor:
                 does not say SIMULATION.
         """
         try:
-            if len(root_der) > 16 * 1024:
+            if len(root_der) > _MAX_ANCHOR_BYTES:
                 raise ValueError("too large")
             subject = x509.load_der_x509_certificate(root_der).subject.rfc4514_string()
         except ValueError:
@@ -76,6 +79,18 @@ class Anchor:
                 hint="own anchors exist for simulation only; production has Intel's root alone",
             )
         return cls(root_der, simulated=True)
+
+    @classmethod
+    def load(cls, path: Path | str | None) -> Anchor:
+        """Intel's anchor for ``None``, else the simulation anchor in a DER file.
+
+        Raises:
+            Unavailable: ``file.unreadable``.
+            InputError, Refused: ``file.too_large``, and as :meth:`simulation`.
+        """
+        if path is None:
+            return INTEL
+        return cls.simulation(read_limited(path, _MAX_ANCHOR_BYTES))
 
     @property
     def name(self) -> str:

@@ -124,6 +124,15 @@ class SimulatedPlatform:
         return platform
 
     @classmethod
+    def create_or_renew(cls, directory: Path, now: datetime) -> Self:
+        """The platform in a directory with fresh collateral; a new one if there is none."""
+        if not (directory / _KEYS_FILE).exists():
+            return cls.create(directory, now)
+        platform = cls.load(directory)
+        platform.write_collateral(directory, now)
+        return platform
+
+    @classmethod
     def load(cls, directory: Path) -> Self:
         """The platform that :meth:`create` wrote.
 

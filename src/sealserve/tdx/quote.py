@@ -21,9 +21,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from sealserve.errors import InputError, Refused
+from sealserve.tdx.files import read_limited
 
 __all__ = [
     "MAX_QUOTE_BYTES",
@@ -33,6 +35,7 @@ __all__ = [
     "Quote",
     "TdReport",
     "encode_body",
+    "load_quote",
     "parse_quote",
 ]
 
@@ -212,6 +215,20 @@ def parse_quote(raw: bytes) -> Quote:
         signed_part=raw[:end],
         raw=raw[:quote_end],
     )
+
+
+def load_quote(path: Path | str) -> bytes:
+    """Read a quote from a file that holds its bytes, or the same in hexadecimal.
+
+    Raises:
+        Unavailable: ``file.unreadable``.
+        InputError: ``file.too_large``. The content is not looked at further.
+    """
+    content = read_limited(path, 3 * MAX_QUOTE_BYTES)  # hexadecimal, with line breaks
+    try:
+        return bytes.fromhex(content.decode("ascii").strip().removeprefix("0x"))
+    except ValueError:
+        return content
 
 
 def encode_body(report: TdReport, body_type: int) -> bytes:

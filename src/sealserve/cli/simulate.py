@@ -1,0 +1,125 @@
+"""``sealserve simulate``: a SIMULATED platform, TD and impostor, for tests and demos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sealserve.cli import console
+
+app = typer.Typer(
+    help="SIMULATION: a test platform and software TDs. They protect nothing.",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def group() -> None:
+    """SIMULATION: a test platform and software TDs. They protect nothing."""
+
+
+@app.command()
+def platform(
+    directory: Annotated[Path, typer.Argument(help="Where to put it.", file_okay=False)],
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Make a SIMULATED platform: test PKI, anchor.der and collateral.json (good for 30 days).
+
+    On a directory that has one, its collateral is renewed.
+
+    Example: sealserve simulate platform ./platform
+    """
+    from datetime import UTC, datetime
+
+    from sealserve.simulator import fence
+    from sealserve.simulator.platform import ANCHOR_FILE, COLLATERAL_FILE, SimulatedPlatform
+
+    fence.require_no_tdx()
+    SimulatedPlatform.create_or_renew(directory, datetime.now(UTC))
+    paths = {
+        "anchor": str(directory / ANCHOR_FILE),
+        "collateral": str(directory / COLLATERAL_FILE),
+    }
+    console.emit(
+        {"simulation": True, **paths},
+        as_json=as_json,
+        text=f"SIMULATION: anchor {paths['anchor']}, collateral {paths['collateral']}",
+    )
+
+
+@app.command()
+def td(
+    platform: Annotated[
+        Path, typer.Option(help="Directory of the simulated platform.", file_okay=False)
+    ],
+    mount: Annotated[
+        Path, typer.Option(help="Empty directory to show the TD's sysfs under.", file_okay=False)
+    ],
+    firmware: Annotated[
+        str | None, typer.Option(help="Label that the TD's measurements are derived from.")
+    ] = None,
+) -> None:
+    """Run a SIMULATED TD: its sysfs tree is mounted until SIGTERM.
+
+    Give the mount to other commands as --sysfs, with --simulation. Its
+    registers begin anew with each run. One JSON line on stdout says it is ready.
+
+    Example: sealserve simulate td --platform ./platform --mount ./td
+    """
+    from sealserve.simulator import fence, sysfs
+    from sealserve.simulator.platform import SimulatedPlatform
+    from sealserve.simulator.td import DEFAULT_FIRMWARE, SoftwareTd
+
+    fence.require_no_tdx()
+    firmware = firmware or DEFAULT_FIRMWARE
+    software_td = SoftwareTd(SimulatedPlatform.load(platform), firmware)
+    console.ERR.print(f"SIMULATION: TD with firmware {firmware!r} under {mount}", markup=False)
+    sysfs.mount(
+        software_td,
+        mount,
+        ready=lambda: _print_line(
+            {"ready": "simulated TD", "simulation": True, "sysfs": str(mount)}
+        ),
+    )
+
+
+@app.command()
+def impostor(
+    victim: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The attested server to steal evidence from.")
+    ],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 for any.")
+    ],
+) -> None:
+    """Run a server that presents another's evidence with a key of its own.
+
+    It shows that clients refuse before they send anything. Until SIGTERM; then
+    one JSON line says how many connections, handshakes and application bytes
+    arrived.
+
+    Example: sealserve simulate impostor --victim localhost:8500 --listen localhost:9500
+    """
+    import signal
+    import threading
+
+    from sealserve.address import Address
+    from sealserve.simulator.impostor import Impostor, steal_evidence
+
+    certificate = steal_evidence(Address.parse(victim, where="--victim"))
+    server = Impostor(certificate, Address.parse(listen, where="--listen"))
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    console.ERR.print(f"SIMULATION: impostor of {victim} on {server.address}", markup=False)
+    _print_line({"ready": "impostor", "simulation": True, "address": str(server.address)})
+    server.serve(stop)
+    _print_line(server.counts.to_dict())
+
+
+def _print_line(value: Mapping[str, object]) -> None:
+    typer.echo(json.dumps(value))
