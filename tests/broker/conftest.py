@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
+from sealserve.address import Address
+from sealserve.attestation import policy_file
+from sealserve.attestation.policy import PlatformFlags, Policy, Release
+from sealserve.attestation.verifier import Anchor, Verifier
+from sealserve.broker.challenges import ChallengeTable
+from sealserve.broker.client import Released, request_release
+from sealserve.broker.collateral_file import CollateralFile
+from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker, create, open_broker
+from sealserve.broker.process import make_logger
+from sealserve.broker.release import KeyRelease
+from sealserve.broker.service import BrokerServer
+from sealserve.simulator.platform import SimulatedPlatform
+from sealserve.simulator.td import SoftwareTd
+
+RESOURCE = "models/demo"
+BOOT_ID = bytes(range(16))
+REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 @pytest.fixture
@@ -21,3 +48,96 @@ def broker_root(tmp_path: Path) -> Path:
 def broker(broker_root: Path) -> Iterator[Broker]:
     with open_broker(broker_root) as opened:
         yield opened
+
+
+@dataclass
+class World:
+    """A broker with one secret behind a real TLS server, and a simulated TD that may have it."""
+
+    broker: Broker
+    platform: SimulatedPlatform
+    td: SoftwareTd
+    key: bytes
+    record: bytes
+    decide: KeyRelease
+    server: BrokerServer
+    clock: Clock
+    log: io.StringIO
+
+    @property
+    def address(self) -> str:
+        return str(self.server.address)
+
+    def ask(self, td: SoftwareTd | None = None, **changes: Any) -> Released:
+        """A release as a guest asks for it, through the real client."""
+        asked: dict[str, Any] = {
+            "address": self.address,
+            "identity": self.broker.identity,
+            "resource": RESOURCE,
+            "quote_of": (td or self.td).quote,
+            "boot_id": BOOT_ID,
+            "timeout": 20,
+        }
+        return request_release(**{**asked, **changes})
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The audit lines about releases; the chain is checked on the way."""
+        self.broker.audit.verify()
+        entries = [json.loads(line) for line in self.broker.audit.lines()]
+        return [entry for entry in entries if entry["event"] == "release"]
+
+
+class Clock:
+    """A monotonic clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def policy_for(td: SoftwareTd, simulation: Literal["allowed", "denied"] = "allowed") -> bytes:
+    """A policy that accepts exactly this TD, before it measures anything at run time."""
+    registers = {name: getattr(td.report, name).hex() for name in REGISTERS}
+    policy = Policy(
+        releases=(Release(label="test", **registers),),
+        platform_flags=PlatformFlags(dynamic_platform=True, cached_keys=True, smt=True),
+        simulation=simulation,
+    )
+    return policy_file.dump(policy).encode()
+
+
+def serve(
+    broker: Broker, verifier: Verifier, collateral: Path, *, now: Callable[[], datetime] = utc_now
+) -> tuple[KeyRelease, BrokerServer, Clock, io.StringIO]:
+    """Start a real server on a free port; the caller stops it."""
+    clock, stream = Clock(), io.StringIO()
+    log = make_logger(stream, verifier.anchor)
+    table = ChallengeTable(clock=clock)
+    decide = KeyRelease(broker, verifier, CollateralFile(collateral, log), table, log, now=now)
+    server = BrokerServer(broker, decide, Address("127.0.0.1", 0), log)
+    server.start()
+    return decide, server, clock, stream
+
+
+@pytest.fixture(scope="session")
+def platform() -> SimulatedPlatform:
+    return SimulatedPlatform.new(utc_now())
+
+
+@pytest.fixture
+def world(broker: Broker, platform: SimulatedPlatform, tmp_path: Path) -> Iterator[World]:
+    td = SoftwareTd(platform)
+    key, record = b"PLANTED-KEY" + os.urandom(53), b"record of the volume"
+    for resource in (RESOURCE, "models/other"):
+        broker.put_secret(
+            resource, seal_for(broker.identity, key),
+            record=record, owner_public_key=b"owner", policy=policy_for(td), lease_seconds=600,
+        )  # fmt: skip
+    collateral = tmp_path / "collateral.json"
+    collateral.write_bytes(platform.collateral(utc_now() - timedelta(hours=1)))
+    verifier = Verifier(Anchor.simulation(platform.pki.root_der))
+    decide, server, clock, log = serve(broker, verifier, collateral)
+    yield World(broker, platform, td, key, record, decide, server, clock, log)
+    server.stop()

@@ -1,0 +1,177 @@
+"""The broker as a process: ready line, SIGTERM, kill -9, and options that cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sealserve.broker.client import request_release
+from sealserve.broker.deposit import seal_for
+from sealserve.broker.directory import create, open_broker
+from sealserve.broker.identity import BrokerIdentity
+from sealserve.errors import SealserveError, Unavailable
+from sealserve.simulator.platform import SimulatedPlatform
+from sealserve.simulator.td import SoftwareTd
+from tests.broker.conftest import BOOT_ID, RESOURCE, policy_for, utc_now
+
+KEY = b"PLANTED-KEY" + bytes(range(53))
+
+
+@dataclass
+class Process:
+    """A broker directory with one secret, and the process that serves it."""
+
+    root: Path
+    platform: SimulatedPlatform
+    arguments: list[str]
+    running: subprocess.Popen[bytes] | None = None
+    address: str = ""
+    stderr: Path = field(default=Path())
+
+    def start(self) -> None:
+        read_end, write_end = os.pipe()
+        self.stderr = self.root.parent / "stderr"
+        with self.stderr.open("ab") as log:
+            self.running = subprocess.Popen(
+                [sys.executable, "-m", "sealserve", *self.arguments, "--ready-fd", str(write_end)],
+                pass_fds=(write_end,),
+                stderr=log,
+            )
+        os.close(write_end)
+        with os.fdopen(read_end) as ready:
+            line = ready.readline()
+        assert line, self.stderr.read_text()
+        self.address = json.loads(line)["address"]
+
+    def ask(self) -> bytes:
+        td = SoftwareTd(self.platform)
+        identity = BrokerIdentity.load(self.root / "broker.json")
+        released = request_release(self.address, identity, RESOURCE, td.quote, BOOT_ID, timeout=20)
+        return bytes(released.secret)
+
+    def audit(self) -> list[dict[str, Any]]:
+        with open_broker(self.root) as broker:
+            broker.audit.verify()
+            return [json.loads(line) for line in broker.audit.lines()]
+
+
+@pytest.fixture
+def process(tmp_path: Path, platform: SimulatedPlatform) -> Iterator[Process]:
+    root = tmp_path / "broker"
+    identity = create(root, name="test broker")
+    with open_broker(root) as broker:
+        broker.put_secret(
+            RESOURCE, seal_for(identity, KEY),
+            record=b"", owner_public_key=b"", policy=policy_for(SoftwareTd(platform)),
+        )  # fmt: skip
+    (tmp_path / "collateral.json").write_bytes(platform.collateral(utc_now() - timedelta(hours=1)))
+    (tmp_path / "anchor.der").write_bytes(platform.pki.root_der)
+    arguments = [
+        "broker", "serve", str(root), "--listen", "127.0.0.1:0",
+        "--collateral", str(tmp_path / "collateral.json"),
+        "--simulation-anchor", str(tmp_path / "anchor.der"),
+    ]  # fmt: skip
+    made = Process(root, platform, arguments)
+    yield made
+    if made.running is not None and made.running.poll() is None:
+        made.running.kill()
+        made.running.wait()
+
+
+def test_a_broker_serves_until_sigterm_and_says_simulation(process: Process) -> None:
+    process.start()
+    assert process.ask() == KEY
+    assert process.running is not None
+    pid = process.running.pid
+    for name in ("cmdline", "environ"):
+        assert b"PLANTED" not in Path(f"/proc/{pid}/{name}").read_bytes()
+    process.running.send_signal(signal.SIGTERM)
+    assert process.running.wait(20) == 0
+    lines = [json.loads(line) for line in process.stderr.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["listening", "release", "stopping", "stopped"]
+    assert all("SIMULATION" in line["anchor"] for line in lines)
+    assert [entry["event"] for entry in process.audit()] == ["secret.put", "release"]
+    assert not list(process.root.glob("*-wal"))  # the database was closed properly
+
+
+def test_the_store_survives_kill_9_during_releases(process: Process) -> None:
+    """Every secret that arrived has its audit line, and the chain is whole, each time."""
+    arrived = 0
+    for round_number in range(4):
+        process.start()
+        received: list[bytes] = []
+
+        def ask_on(received: list[bytes] = received) -> None:
+            with contextlib.suppress(SealserveError):
+                while True:
+                    received.append(process.ask())
+
+        threads = [threading.Thread(target=ask_on) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while len(received) < 3 + round_number:
+            time.sleep(0.005)
+        assert process.running is not None
+        process.running.kill()
+        process.running.wait()
+        for thread in threads:
+            thread.join()
+        assert set(received) == {KEY}
+        arrived += len(received)
+        entries = process.audit()
+        written = sum(entry.get("verdict") == "released" for entry in entries)
+        assert written >= arrived
+        # At most what was in flight (one a thread) was written and not received.
+        assert written - arrived <= 2 * (round_number + 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code"),
+    [
+        ("--listen", "nowhere", "address.malformed"),
+        ("--listen", "192.0.2.1:0", "broker.listen_failed"),
+        ("--collateral", "absent.json", "collateral.file_unreadable"),
+        ("--simulation-anchor", "absent.der", "anchor.unreadable"),
+        ("--simulation-anchor", "collateral.json", "chain.anchor_malformed"),
+    ],
+)
+def test_options_that_cannot_be_are_named(
+    process: Process, option: str, value: str, code: str
+) -> None:
+    position = process.arguments.index(option) + 1
+    if value == "collateral.json":
+        value = str(process.root.parent / value)
+    process.arguments[position] = value
+    done = subprocess.run(
+        [sys.executable, "-m", "sealserve", *process.arguments],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode in (2, 3, 4)
+    assert f"[{code}]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_refused(process: Process) -> None:
+    process.start()
+    position = process.arguments.index("--listen") + 1
+    second = [*process.arguments]
+    second[position] = process.address
+    done = subprocess.run(
+        [sys.executable, "-m", "sealserve", *second],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == Unavailable.exit_status
+    assert "[broker.listen_failed]" in done.stderr
