@@ -139,6 +139,25 @@ def import_source(
     console.emit(imported.to_dict(), as_json=as_json, text=f"{imported.path}\n{signatures}")
 
 
+@app.command("config")
+def write_config(
+    tree: Annotated[Path, typer.Argument(help="What will be sealed: holds models/NAME/VERSION.")],
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Write TREE/models.config, which lists every model below TREE/models.
+
+    Example: sealserve model config tree
+    """
+    from sealserve.model.config_file import CONFIG_NAME, write_config
+
+    names = write_config(tree)
+    console.emit(
+        {"path": str(tree / CONFIG_NAME), "models": list(names)},
+        as_json=as_json,
+        text=f"{tree / CONFIG_NAME}: {', '.join(names)}",
+    )
+
+
 @app.command("show")
 def show_model(
     path: Annotated[Path, typer.Argument(help="A SavedModel directory or a frozen graph (.pb).")],

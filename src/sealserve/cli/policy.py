@@ -138,3 +138,53 @@ def explain(
     )
     console.emit(verdict.to_dict(), as_json=as_json, text="\n".join(lines))
     raise typer.Exit(0 if verdict.trusted else 3)
+
+
+@app.command()
+def client(
+    release_policy: Annotated[
+        Path, typer.Argument(help="The policy that releases the volume's key.", dir_okay=False)
+    ],
+    broker_identity: Annotated[
+        Path, typer.Option(help="The broker's public document (broker.json).", dir_okay=False)
+    ],
+    record: Annotated[Path, typer.Option(help="The volume's signed record.", dir_okay=False)],
+    owner_pub: Annotated[
+        Path, typer.Option(help="The owner's public key: who signed the record.", dir_okay=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The policy file to write.")],
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Write the policy for clients: this guest image, this broker, this volume, these models.
+
+    It demands of RTMR3 the events of a guest that opened this volume with a key
+    from this broker, and nothing after them.
+
+    Example: sealserve policy client release.yaml --broker-identity broker.json
+    --record models.record.json --owner-pub owner.pub -o client.yaml
+    """
+    from sealserve.attestation import policy_file
+    from sealserve.broker.identity import BrokerIdentity
+    from sealserve.guest.measure import client_policy, guest_events
+    from sealserve.tdx.eventlog import replay
+    from sealserve.volume.files import read_limited
+    from sealserve.volume.owner import load_owner_public
+    from sealserve.volume.record import MAX_RECORD_SIZE, open_record
+
+    signed = read_limited(record, MAX_RECORD_SIZE)
+    events = guest_events(
+        BrokerIdentity.load(broker_identity).spki_sha256,
+        signed,
+        open_record(signed, load_owner_public(owner_pub)),
+    )
+    policy_file.write(client_policy(policy_file.load(release_policy), events), output)
+    rtmr3 = replay(events).hex()
+    console.emit(
+        {
+            "policy": str(output),
+            "events": [event.to_dict() for event in events],
+            "rtmr3": rtmr3,
+        },
+        as_json=as_json,
+        text=f"{output}: demands {' > '.join(event.name for event in events)}\nRTMR3 {rtmr3}",
+    )

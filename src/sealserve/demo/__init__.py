@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from sealserve.demo.story import run_demo
+from sealserve.demo.runner import Outcome, Runner
+from sealserve.demo.story import DemoResult, run_demo
 
-__all__ = ["run_demo"]
+__all__ = ["DemoResult", "Outcome", "Runner", "run_demo"]

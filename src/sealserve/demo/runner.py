@@ -131,18 +131,21 @@ class Runner:
     _script: list[str] = field(default_factory=list)
     _running: ExitStack = field(default_factory=ExitStack)
 
-    def run(self, title: str, *command: str, expect: int = 0) -> Outcome:
+    def run(
+        self, title: str, *command: str, expect: int = 0, stdout_to: str | None = None
+    ) -> Outcome:
         """Run one command to its end.
 
         Args:
             title: what the step is about.
             command: the arguments after ``sealserve``; relative paths.
             expect: the exit status that this step is meant to show.
+            stdout_to: a file that gets what the command prints.
 
         Raises:
             Unavailable: ``demo.step_failed``.
         """
-        self._note(title, command, background=False)
+        self._note(title, command, f" > {stdout_to}" if stdout_to else "")
         self.on_start(title)
         begin = time.monotonic()
         done = subprocess.run(
@@ -154,6 +157,8 @@ class Runner:
             timeout=_COMMAND_SECONDS,
             check=False,
         )
+        if stdout_to:
+            (self.directory / stdout_to).write_text(done.stdout)
         return self._end(
             Outcome(
                 title,
@@ -177,7 +182,7 @@ class Runner:
         Raises:
             Unavailable: ``demo.step_failed``.
         """
-        self._note(title, command, background=True)
+        self._note(title, command, " &")
         self.on_start(title)
         begin = time.monotonic()
         log = self.directory / "logs" / f"{name}.log"
@@ -225,8 +230,8 @@ class Runner:
     ) -> None:
         self._running.close()
 
-    def _note(self, title: str, command: tuple[str, ...], *, background: bool) -> None:
-        self.shell(title, shlex.join(("sealserve", *command)) + (" &" if background else ""))
+    def _note(self, title: str, command: tuple[str, ...], suffix: str) -> None:
+        self.shell(title, shlex.join(("sealserve", *command)) + suffix)
 
     def _end(self, outcome: Outcome, expect: int) -> Outcome:
         if outcome.status != expect:

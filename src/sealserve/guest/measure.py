@@ -7,12 +7,15 @@ again in the same TD; after ``sealed`` nothing may follow in this boot.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from sealserve.attestation.policy import Policy, RequiredEvent
 from sealserve.errors import Refused
 from sealserve.tdx.eventlog import RuntimeEvent
 from sealserve.tdx.guest import TdxGuest
 from sealserve.volume.record import VolumeRecord, record_digest
 
-__all__ = ["guest_events", "measure", "require_unmeasured"]
+__all__ = ["client_policy", "guest_events", "measure", "require_unmeasured"]
 
 _RTMR3 = 3
 
@@ -30,6 +33,14 @@ def guest_events(
         *models,
         RuntimeEvent("sealed", b""),
     )
+
+
+def client_policy(release_policy: Policy, events: tuple[RuntimeEvent, ...]) -> Policy:
+    """What a client may demand: the same guest image, and exactly these events in RTMR3."""
+    required = tuple(
+        RequiredEvent(name=event.name, payload=event.payload.hex()) for event in events
+    )
+    return replace(release_policy, required_events=required)
 
 
 def require_unmeasured(td: TdxGuest) -> None:

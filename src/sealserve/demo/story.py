@@ -1,0 +1,300 @@
+"""What the demo tells: four roles, one flow, three refusals.
+
+Every step is a ``sealserve`` command in a process of its own, so what is shown
+is what a person would get by typing it. The ports are the machine's free ones.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sealserve.address import Address
+from sealserve.demo.runner import Outcome, Runner
+from sealserve.errors import InternalError
+
+__all__ = ["DemoResult", "run_demo"]
+
+_HOST = "grpc.tf.service.com"
+_RESOURCE = "models/demo"
+_LITE0 = "efficientnet-lite0"
+_RESNET = "resnet50-v15-fp32"
+_REFUSED = 3
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo showed.
+
+    Attributes:
+        outcomes: every step with its time.
+        label, probability: the best label of the photo.
+        verified: what the client verified before it sent the photo.
+        bench: the benchmark's summary; seconds.
+        refusals: code and message of each of the three refusals.
+        impostor: what reached the server with the stolen evidence.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    label: str
+    probability: float
+    verified: dict[str, Any]
+    bench: dict[str, Any]
+    refusals: dict[str, dict[str, str]]
+    impostor: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "steps": [
+                {
+                    "title": step.title,
+                    "command": ["sealserve", *step.command],
+                    "seconds": round(step.seconds, 3),
+                    "status": step.status,
+                }
+                for step in self.outcomes
+            ],
+            "label": self.label,
+            "probability": self.probability,
+            "verified": self.verified,
+            "bench": self.bench,
+            "refusals": self.refusals,
+            "impostor": self.impostor,
+        }
+
+
+def run_demo(runner: Runner, *, loops: int = 50) -> DemoResult:
+    """Play the whole flow in ``runner.directory``.
+
+    Args:
+        runner: runs the commands; ends their processes when it is closed.
+        loops: requests of the benchmark.
+
+    Raises:
+        Unavailable: ``demo.step_failed``, naming the command.
+        InternalError: ``demo.wrong_result``.
+    """
+    for part in ("owner/tree", "cloud", "client"):
+        (runner.directory / part).mkdir(parents=True)
+    _owner_makes_models(runner)
+    broker = _owner_seals_for_the_broker(runner)
+    guest = _cloud_serves(runner, broker)
+    label, verified = _client_asks(runner, guest)
+    bench = _client_measures(runner, guest, loops)
+    refusals, impostor = _three_refusals(runner, broker, guest)
+    return DemoResult(
+        tuple(runner.outcomes),
+        label["name"],
+        label["probability"],
+        verified,
+        bench,
+        refusals,
+        impostor,
+    )
+
+
+def _owner_makes_models(runner: Runner) -> None:
+    runner.run("Owner: make the key that signs volume records", "owner", "init", "owner")
+    for name, built, about in (
+        (_LITE0, "efficientnet-lite0", "real ImageNet weights"),
+        (_RESNET, "resnet50-v15-seeded", "real architecture, seeded weights"),
+    ):
+        graph = f"owner/{name}.pb"
+        runner.run(
+            f"Owner: build {name}, a frozen graph ({about})",
+            "model", "build", built, "--out", graph,
+        )  # fmt: skip
+        runner.run(
+            f"Owner: import {name} as a SavedModel",
+            "model", "import", graph, "--out", "owner/tree/models", "--name", name,
+        )  # fmt: skip
+    runner.run("Owner: list the models to serve", "model", "config", "owner/tree")
+    runner.run(
+        f"Owner: make TLS files for {_HOST}", "owner", "tls", _HOST, "--out", "owner/tree/tls"
+    )
+
+
+def _owner_seals_for_the_broker(runner: Runner) -> Address:
+    runner.run(
+        "Simulation: make a platform, in Intel's place",
+        "simulate", "platform", "platform",
+    )  # fmt: skip
+    runner.run(
+        "Broker: make its store, keys and identity",
+        "broker", "init", "broker", "--name", "demo broker", "--host", "localhost",
+    )  # fmt: skip
+    runner.run(
+        "Owner: seal models and TLS files into one volume",
+        "volume", "create", "cloud/models.seal", "--from", "owner/tree",
+        "--owner-key", "owner/owner.key", "--name", "demo", "--record", "owner/models.record.json",
+        "--broker", "broker/broker.json", "--sealed-key", "owner/models.key.sealed",
+    )  # fmt: skip
+    _start_td(runner, "reference", "Owner: boot the guest image once, for its measurements")
+    runner.run(
+        "Owner: take a reference quote",
+        "attest", "quote", "--sysfs", "cloud/reference", "--simulation", "--report-data", "00" * 64,
+        stdout_to="owner/reference.quote",
+    )  # fmt: skip
+    runner.run(
+        "Owner: write the policy: who may have the key",
+        "policy", "init", "--from-quote", "owner/reference.quote", "--label", "demo image 1",
+        "--simulation", "-o", "owner/release-policy.yaml",
+    )  # fmt: skip
+    runner.run(
+        "Owner: write the clients' policy: what they may trust",
+        "policy", "client", "owner/release-policy.yaml", "--broker-identity", "broker/broker.json",
+        "--record", "owner/models.record.json", "--owner-pub", "owner/owner.pub",
+        "-o", "client/policy.yaml",
+    )  # fmt: skip
+    runner.run(
+        "Owner: register key, record and policy with the broker",
+        "secret", "put", _RESOURCE, "--broker", "broker", "--sealed-key", "owner/models.key.sealed",
+        "--record", "owner/models.record.json", "--owner-pub", "owner/owner.pub",
+        "--policy", "owner/release-policy.yaml",
+    )  # fmt: skip
+    service = runner.start(
+        "Broker: listen",
+        "broker",
+        "broker", "serve", "broker", "--listen", "127.0.0.1:0",
+        "--collateral", "platform/collateral.json", "--simulation-anchor", "platform/anchor.der",
+        "--ready-fd", "1",
+    )  # fmt: skip
+    return Address.parse(service.ready["address"], where="broker")
+
+
+def _cloud_serves(runner: Runner, broker: Address) -> dict[str, int]:
+    _start_td(runner, "td", "Cloud: boot a TD with the guest image")
+    service = runner.start(
+        "Guest: attest, open the volume, measure, serve",
+        "guest",
+        *_guest_up("cloud/models.seal", "td", broker),
+    )
+    return {name: int(service.ready[name]) for name in ("grpc", "rest")}
+
+
+def _client_asks(runner: Runner, guest: dict[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    shutil.copy(_coffee(), runner.directory / "client" / "coffee.png")
+    runner.shell(
+        "Client: a photo from scikit-image",
+        "cp \"$(python -c 'import skimage, pathlib; "
+        'print(pathlib.Path(skimage.__file__).parent / "data/coffee.png")\')" client/coffee.png',
+    )
+    outcome = runner.run(
+        "Client: verify the server's quote, then classify a photo",
+        "predict", "client/coffee.png", "--url", f"127.0.0.1:{guest['grpc']}", "--model", _LITE0,
+        *_TRUST, "--json",
+    )  # fmt: skip
+    answer = outcome.result()
+    best = answer["labels"][0]
+    if best["name"] != "espresso" or best["probability"] <= 0.9:
+        raise InternalError("demo.wrong_result", f"the photo of an espresso is called {best}")
+    return best, answer["verified"]
+
+
+def _client_measures(runner: Runner, guest: dict[str, int], loops: int) -> dict[str, Any]:
+    shutil.copy(runner.directory / "owner/tree/tls/server.crt", runner.directory / "client")
+    runner.shell("Client: get the server's certificate from its owner",
+                 "cp owner/tree/tls/server.crt client/")  # fmt: skip
+    command = (
+        "bench", "--url", f"{_HOST}:{guest['grpc']}", "--connect-to", f"127.0.0.1:{guest['grpc']}",
+        "--crt", "client/server.crt", "--batch", "1", "--cnum", "1", "--loop", str(loops),
+    )  # fmt: skip
+    return runner.run(
+        "Client: the original system's benchmark, ResNet50", *command, "--json"
+    ).result()
+
+
+def _three_refusals(
+    runner: Runner, broker: Address, guest: dict[str, int]
+) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
+    refusals = {}
+
+    _start_td(runner, "other", "Cloud: boot a TD with another image", "--firmware", "not the image")
+    refusals["other measurement"] = _refused(
+        runner,
+        "Refusal 1: a TD with another measurement asks for the key",
+        *_guest_up("cloud/models.seal", "other", broker),
+    )
+
+    _flip_one_bit(runner)
+    _start_td(runner, "fresh", "Cloud: boot another TD with the guest image")
+    refusals["flipped bit"] = _refused(
+        runner,
+        "Refusal 2: the volume has one flipped bit",
+        *_guest_up("cloud/flipped.seal", "fresh", broker),
+    )
+
+    impostor = runner.start(
+        "Cloud: a server with the guest's evidence and a key of its own",
+        "impostor",
+        "simulate", "impostor", "--victim", f"127.0.0.1:{guest['grpc']}", "--listen", "127.0.0.1:0",
+    )  # fmt: skip
+    refusals["foreign quote"] = _refused(
+        runner,
+        "Refusal 3: a server whose quote does not match its key",
+        "predict", "client/coffee.png", "--url", str(impostor.ready["address"]), *_TRUST,
+    )  # fmt: skip
+    counts: dict[str, int] = json.loads(impostor.stop())
+    if counts["application_bytes"]:
+        raise InternalError("demo.wrong_result", f"the impostor was sent something: {counts}")
+    return refusals, counts
+
+
+_TRUST = (
+    "--policy", "client/policy.yaml", "--collateral", "platform/collateral.json",
+    "--simulation-anchor", "platform/anchor.der",
+)  # fmt: skip
+
+
+def _start_td(runner: Runner, name: str, title: str, *options: str) -> None:
+    runner.start(
+        f"{title} (SIMULATION)",
+        name,
+        "simulate", "td", "--platform", "platform", "--mount", f"cloud/{name}", *options,
+    )  # fmt: skip
+
+
+def _guest_up(volume: str, td: str, broker: Address) -> tuple[str, ...]:
+    return (
+        "guest", "up", volume, "--resource", _RESOURCE, "--broker", str(broker),
+        "--broker-identity", "broker/broker.json", "--owner-pub", "owner/owner.pub",
+        "--driver", "fuse", "--sysfs", f"cloud/{td}", "--simulation",
+        "--state-dir", f"cloud/state-{td}", "--port", "0", "--rest-api-port", "0",
+    )  # fmt: skip
+
+
+def _refused(runner: Runner, title: str, *command: str) -> dict[str, str]:
+    """Run a command that must be refused; its error, as printed."""
+    outcome = runner.run(title, *command, expect=_REFUSED)
+    lines = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    message, _, code = lines[-1].removeprefix("error: ").rpartition(" [")
+    return {"code": code.rstrip("]"), "message": message}
+
+
+def _flip_one_bit(runner: Runner) -> None:
+    """Copy the sealed volume and change one bit in the middle of its data."""
+    source = runner.directory / "cloud/models.seal"
+    copy = runner.directory / "cloud/flipped.seal"
+    shutil.copy(source, copy)
+    middle = copy.stat().st_size // 2
+    with copy.open("r+b") as file:
+        file.seek(middle)
+        byte = file.read(1)[0]
+        file.seek(middle)
+        file.write(bytes([byte ^ 1]))
+    runner.shell(
+        "Host: copy the volume and flip one bit in the middle of its data",
+        "cp cloud/models.seal cloud/flipped.seal; "
+        "python -c \"f = open('cloud/flipped.seal', 'r+b'); "
+        f'f.seek({middle}); b = f.read(1)[0]; f.seek({middle}); f.write(bytes([b ^ 1]))"',
+    )
+
+
+def _coffee() -> Path:
+    import skimage
+
+    return Path(skimage.__file__).parent / "data" / "coffee.png"
