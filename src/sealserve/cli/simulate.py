@@ -57,7 +57,11 @@ def td(
         Path, typer.Option(help="Directory of the simulated platform.", file_okay=False)
     ],
     mount: Annotated[
-        Path, typer.Option(help="Empty directory to show the TD's sysfs under.", file_okay=False)
+        Path,
+        typer.Option(
+            help="Where to show the TD's sysfs: an empty directory, made if missing.",
+            file_okay=False,
+        ),
     ],
     firmware: Annotated[
         str | None, typer.Option(help="Label that the TD's measurements are derived from.")
@@ -76,6 +80,7 @@ def td(
 
     fence.require_no_tdx()
     firmware = firmware or DEFAULT_FIRMWARE
+    mount.mkdir(parents=True, exist_ok=True)
     software_td = SoftwareTd(SimulatedPlatform.load(platform), firmware)
     console.ERR.print(f"SIMULATION: TD with firmware {firmware!r} under {mount}", markup=False)
     sysfs.mount(
