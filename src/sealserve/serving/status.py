@@ -71,6 +71,9 @@ _EXCEPTIONS: dict[str, Status] = {
     "tensor.too_large": Status.RESOURCE_EXHAUSTED,
     "tensor.dtype_unsupported": Status.UNIMPLEMENTED,
     "servable.runtime_cannot": Status.UNIMPLEMENTED,
+    "servable.stateful": Status.UNIMPLEMENTED,
+    "servable.inexact": Status.UNIMPLEMENTED,
+    "request.value_range": Status.OUT_OF_RANGE,
 }
 
 

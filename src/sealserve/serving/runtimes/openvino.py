@@ -11,7 +11,8 @@ is loaded like this:
 3. the graph is cut at exactly the signature's tensors, with their types and shapes;
 4. the converted graph must have those inputs and outputs, each once, with those
    types and compatible shapes, and no operation that keeps state;
-5. it is compiled at float32, and the compiled graph is asked whether it is.
+5. it must not compute integers or doubles where OpenVINO does so wrongly (`exactness`);
+6. it is compiled at float32, and the compiled graph is asked whether it is.
 
 The rewritten ``saved_model.pb`` lives in a memfd: no byte of a model touches a
 disk, and no cache directory is set. The converter that reports telemetry
@@ -36,6 +37,7 @@ from sealserve.errors import InputError, InternalError, SealserveError, Unavaila
 from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.log import Log
 from sealserve.serving.runtimes.base import Model, Runtime, Signature, TensorSpec
+from sealserve.serving.runtimes.exactness import WIDE_LIMIT, inexact_operations
 from sealserve.serving.runtimes.saved_model import (
     only_signature,
     read_meta_graph,
@@ -136,6 +138,14 @@ class OpenVinoRuntime(Runtime):
         with _presented(path, only_signature(meta, names.rename(wire))) as directory:
             graph = _convert(directory, signature, wire, where)
         _prove(graph, signature, names, where)
+        inexact = inexact_operations(graph)
+        if inexact:
+            raise Unavailable(
+                "servable.inexact",
+                f"OpenVINO would not compute this signature exactly: {', '.join(inexact)}",
+                where=where,
+                hint="compute in float32 or int32, and pass 64-bit integers on as they are",
+            )
         model = self._core.compile_model(
             graph,
             _DEVICE,
@@ -186,7 +196,10 @@ class _Compiled:
             self._pool.put(model.create_infer_request())
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        feeds = {self._inputs[key]: np.ascontiguousarray(inputs[key]) for key in self._inputs}
+        feeds = {}
+        for key, position in self._inputs.items():
+            _check_range(key, inputs[key])
+            feeds[position] = np.ascontiguousarray(inputs[key])
         request = self._pool.get()
         try:
             # Shared inputs spare a copy; they live until this call returns.
@@ -223,6 +236,17 @@ class _OpenVinoModel(Model):
 
     def close(self) -> None:
         self._compiled.clear()
+
+
+def _check_range(key: str, array: Array) -> None:
+    """Refuse integers that OpenVINO, which keeps them in 32 bits, would change."""
+    wide = array.dtype.kind in "iu" and array.dtype.itemsize >= 4 and array.dtype != np.int32
+    if wide and array.size and not -WIDE_LIMIT <= array.min() <= array.max() <= WIDE_LIMIT:
+        raise InputError(
+            "request.value_range",
+            f'input "{key}" holds a {array.dtype} beyond +-{WIDE_LIMIT}, '
+            "which the OpenVINO runtime cannot compute with",
+        )
 
 
 def _check_signature(signature: Signature, where: str) -> None:

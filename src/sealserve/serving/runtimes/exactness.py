@@ -1,0 +1,146 @@
+"""Where OpenVINO's CPU plugin would compute integers and doubles wrongly, unasked.
+
+The plugin computes float64 as float32 and keeps 64-bit integers in 32 bits; it
+saturates 8-bit arithmetic where TensorFlow wraps, and divides, reduces and
+clamps integers by way of float32 (tried with 2026.4; the tests hold each case).
+None of it is reported: the numbers are just wrong.
+
+So a graph is served only if every integer that depends on its inputs is merely
+moved, compared, converted, or computed by an operation known to be exact:
+
+* any type: the operations in ``_MOVES``, which pick and place values;
+* int32: ``_EXACT_INT32``;
+* 64-bit and uint32 (*wide*): adding and subtracting constants, as embeddings do
+  to wrap a negative index. The inputs are held to +-2**30 on each request and
+  the constants to 2**30 in sum, so that 32 bits are enough;
+* float64: nothing at all.
+
+Sizes computed from shapes do not depend on values and are left alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino as ov  # type: ignore[import-untyped]
+
+__all__ = ["WIDE_LIMIT", "inexact_operations"]
+
+WIDE_LIMIT = 2**30
+
+_WIDE = (ov.Type.i64, ov.Type.u64, ov.Type.u32)
+_NARROW = (ov.Type.i32, ov.Type.i16, ov.Type.u16, ov.Type.i8, ov.Type.u8)
+_SIGNED = (ov.Type.i64, ov.Type.i32, ov.Type.i16, ov.Type.i8)
+
+_MOVES = frozenset(
+    "Parameter Result Reshape Squeeze Unsqueeze Transpose Concat Split VariadicSplit Slice "
+    "StridedSlice Gather GatherElements GatherND Broadcast Tile Select Pad Reverse "
+    "ReverseSequence ScatterUpdate ScatterElementsUpdate ScatterNDUpdate TopK NonZero "
+    "NonMaxSuppression OneHot Maximum Minimum Bucketize Loop TensorIterator If".split()
+)
+_EXACT_INT32 = frozenset(("Add", "Subtract", "Multiply", "Abs"))
+_EXACT_WIDE = frozenset(("Add", "Subtract"))
+# Bounds and trip counts, where a huge constant means "to the end".
+_OPEN_ENDED = frozenset(("Slice", "StridedSlice", "Loop"))
+
+
+def inexact_operations(graph: ov.Model) -> list[str]:
+    """The operations of a converted graph that might compute something else than TensorFlow.
+
+    Returns:
+        One phrase each (``"Divide on int32"``); empty if the graph is exact.
+    """
+    found: set[str] = set()
+    if _walk(graph, found, in_body=False) > WIDE_LIMIT:
+        found.add("constants added to 64-bit integers")
+    return sorted(found)
+
+
+def _walk(graph: ov.Model, found: set[str], *, in_body: bool) -> int:
+    """Note what is inexact; return the sum of the constants added to wide integers."""
+    depends: set[str] = set()
+    added = 0
+    for node in graph.get_ordered_ops():
+        kind = node.get_type_name()
+        sources = [port.get_source_output() for port in node.inputs()]
+        if kind == "ShapeOf":
+            continue
+        if kind != "Parameter" and not any(_name(each) in depends for each in sources):
+            continue
+        depends.add(node.get_name())
+        for body in _bodies(node, kind):
+            _walk(body, found, in_body=True)
+        if kind not in _OPEN_ENDED and any(_is_too_wide(each) for each in sources):
+            found.add(f"{kind} with a constant beyond 32 bits")
+        for position in range(node.get_output_size()):
+            wanted = node.get_output_element_type(position)
+            if wanted in _WIDE and kind in _EXACT_WIDE and not in_body:
+                constant = _largest_constant(sources)
+                if constant is not None:
+                    added += constant
+                    continue
+            if not _is_exact(kind, wanted, sources):
+                found.add(f"{kind} on {wanted.get_type_name()}")
+    return added
+
+
+def _is_exact(kind: str, wanted: Any, sources: list[Any]) -> bool:
+    if wanted == ov.Type.f64:
+        return False
+    if wanted not in _WIDE and wanted not in _NARROW:
+        return True  # floats of 32 bits or fewer, and bool
+    if kind in _MOVES:
+        return True
+    if kind == "Convert":
+        return wanted not in _WIDE or _widens_exactly(sources[0].get_element_type(), wanted)
+    return wanted == ov.Type.i32 and kind in _EXACT_INT32
+
+
+def _widens_exactly(source: Any, wanted: Any) -> bool:
+    if source == ov.Type.boolean:
+        return True
+    if source not in _WIDE and source not in _NARROW:
+        return False  # a float may be larger than 32 bits hold
+    return wanted == ov.Type.i64 or source not in _SIGNED
+
+
+def _bodies(node: Any, kind: str) -> list[ov.Model]:
+    if kind == "If":
+        return [node.get_then_body(), node.get_else_body()]
+    if kind == "Loop":
+        return [node.get_function()]
+    if kind == "TensorIterator":
+        return [node.get_body()]
+    return []
+
+
+def _largest_constant(sources: list[Any]) -> int | None:
+    """The largest magnitude of the one constant among two operands, if there is one."""
+    for source in sources:
+        values = _constant(source)
+        if values is not None:
+            return max((abs(int(each)) for each in (values.min(), values.max())), default=0)
+    return None
+
+
+def _is_too_wide(source: Any) -> bool:
+    values = _constant(source)
+    if values is None or source.get_element_type() not in _WIDE:
+        return False
+    limits = np.iinfo(np.int32)
+    return bool(values.min() < limits.min or values.max() > limits.max)
+
+
+def _constant(source: Any) -> Any:
+    """The values of a constant of integers that is not empty, else None."""
+    node = source.get_node()
+    if node.get_type_name() != "Constant" or source.get_element_type() not in _WIDE:
+        return None
+    values = node.get_data()
+    return values if values.size else None
+
+
+def _name(source: Any) -> str:
+    name: str = source.get_node().get_name()
+    return name

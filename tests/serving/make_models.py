@@ -1,0 +1,318 @@
+"""Runs in the oracle: SavedModels for the serving tests, and TensorFlow's own answers on them.
+
+``make_models.py DIR`` writes ``DIR/<name>/1`` for each model below, and for each
+signature ``DIR/<name>.<signature>.npz`` with ``in_<key>`` and ``out_<key>``: what
+TensorFlow itself returns for those inputs.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import numpy as np
+import tensorflow as tf
+
+ROOT = Path(sys.argv[1])
+rng = np.random.default_rng(7)
+tf1 = tf.compat.v1
+
+
+def spec(shape, dtype, name):
+    return tf.TensorSpec(shape, dtype, name=name)
+
+
+def save(name, module, signatures, version=1):
+    tf.saved_model.save(module, str(ROOT / name / str(version)), signatures=signatures)
+
+
+def answers(name, inputs, signature="serving_default", version=1):
+    """Ask TensorFlow, through a session as TensorFlow Serving does, and keep the answer."""
+    with tf1.Session(graph=tf.Graph()) as session:
+        meta = tf1.saved_model.loader.load(session, ["serve"], str(ROOT / name / str(version)))
+        wanted = meta.signature_def[signature]
+        fetches = {key: info.name for key, info in wanted.outputs.items()}
+        feeds = {wanted.inputs[key].name: value for key, value in inputs.items()}
+        outputs = session.run(fetches, feeds)
+    np.savez(
+        ROOT / f"{name}.{signature}.npz",
+        **{f"in_{key}": value for key, value in inputs.items()},
+        **{f"out_{key}": value for key, value in outputs.items()},
+    )
+
+
+class Affine(tf.Module):
+    """Two signatures over the same variables; the second has two outputs."""
+
+    def __init__(self, scale=3.0, shift=2.0):
+        super().__init__()
+        self.scale = tf.Variable(scale)
+        self.shift = tf.Variable(shift)
+
+    @tf.function(input_signature=[spec([None], tf.float32, "x")])
+    def affine(self, x):
+        return {"y": self.scale * x + self.shift}
+
+    @tf.function(input_signature=[spec([None, 2], tf.float32, "u")])
+    def pairs(self, u):
+        return {"total": tf.reduce_sum(u, 1) * self.shift, "same": tf.identity(u)}
+
+
+class Small(tf.Module):
+    """A convolution and a dense layer: enough arithmetic for bfloat16 to show."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = tf.Variable(rng.normal(size=(3, 3, 3, 8)).astype("f4"))
+        self.dense = tf.Variable(rng.normal(size=(8, 10)).astype("f4"))
+
+    @tf.function(input_signature=[spec([None, 16, 16, 3], tf.float32, "image")])
+    def classify(self, image):
+        features = tf.nn.relu(tf.nn.conv2d(image, self.kernel, 1, "SAME"))
+        logits = tf.reduce_mean(features, [1, 2]) @ self.dense
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+
+
+class Types(tf.Module):
+    """Every element type that OpenVINO computes as TensorFlow does."""
+
+    @tf.function(
+        input_signature=[
+            spec([None], tf.uint8, "u8"),
+            spec([None], tf.int8, "i8"),
+            spec([None], tf.int32, "i32"),
+            spec([None], tf.int64, "i64"),
+            spec([None], tf.float16, "f16"),
+            spec([None], tf.bool, "flag"),
+        ]
+    )
+    def step(self, u8, i8, i32, i64, f16, flag):
+        return {
+            "u8": tf.reverse(u8, [0]),
+            "i8": tf.concat([i8, i8], 0),
+            "i32": i32 * 2_000_003 + 7,
+            "i64": tf.where(i64 < 0, i64 + 100, i64),
+            "f16": f16 * 2,
+            "f32": tf.cast(u8, tf.float32) / 3,
+            "flag": tf.logical_not(flag),
+        }
+
+
+class Embedding(tf.Module):
+    """Token numbers of 64 bits, as language models take them."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = tf.Variable(rng.normal(size=(50, 4)).astype("f4"))
+
+    @tf.function(input_signature=[spec([None, None], tf.int64, "tokens")])
+    def embed(self, tokens):
+        vectors = tf.gather(self.table, tokens)
+        return {"mean": tf.reduce_mean(vectors, 1), "best": tf.argmax(vectors[:, 0], 1)}
+
+
+class Loop(tf.Module):
+    """Control flow whose length depends on a variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.turns = tf.Variable(5)
+
+    @tf.function(input_signature=[spec([None], tf.float32, "x")])
+    def grow(self, x):
+        turn = tf.constant(0)
+        while turn < self.turns:
+            x = x * 1.1
+            turn += 1
+        return {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: x, lambda: -x)}
+
+
+class Counter(tf.Module):
+    """Trap: keeps state between calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = tf.Variable(0.0)
+
+    @tf.function(input_signature=[spec([], tf.float32, "x")])
+    def step(self, x):
+        self.count.assign_add(x)
+        return {"y": self.count.read_value()}
+
+
+class Dice(tf.Module):
+    """Trap: another answer at each call."""
+
+    @tf.function(input_signature=[spec([2], tf.int32, "shape")])
+    def roll(self, shape):
+        return {"y": tf.random.uniform(shape)}
+
+
+class Words(tf.Module):
+    """Trap: strings, which OpenVINO does not have."""
+
+    @tf.function(input_signature=[spec([None], tf.string, "word")])
+    def lower(self, word):
+        return {"lower": tf.strings.lower(word), "length": tf.strings.length(word)}
+
+
+class Constant(tf.Module):
+    """Trap: an input that no output depends on."""
+
+    @tf.function(input_signature=[spec([None], tf.float32, "x")])
+    def answer(self, x):
+        del x
+        return {"y": tf.constant([42.0])}
+
+
+class Bytes(tf.Module):
+    """Trap: OpenVINO's 8-bit sums stop at 255 where TensorFlow's wrap."""
+
+    @tf.function(input_signature=[spec([None], tf.uint8, "x")])
+    def step(self, x):
+        return {"y": x + 1}
+
+
+class Long(tf.Module):
+    """Trap: OpenVINO keeps 64-bit integers in 32 bits."""
+
+    @tf.function(input_signature=[spec([None], tf.int64, "x")])
+    def step(self, x):
+        return {"y": x * x}
+
+
+class Offset(tf.Module):
+    """Trap: a constant that 32 bits cannot hold."""
+
+    @tf.function(input_signature=[spec([None], tf.int64, "x")])
+    def step(self, x):
+        return {"y": x + 5_000_000_000}
+
+
+class Double(tf.Module):
+    """Trap: OpenVINO computes float64 as float32."""
+
+    @tf.function(input_signature=[spec([None], tf.float64, "x")])
+    def step(self, x):
+        return {"y": x / 3}
+
+
+class Whole(tf.Module):
+    """Trap: OpenVINO divides integers by way of float32."""
+
+    @tf.function(input_signature=[spec([None], tf.int32, "x")])
+    def step(self, x):
+        return {"y": x // 7}
+
+
+class Mixed(tf.Module):
+    """One signature that OpenVINO can serve, and one that it cannot."""
+
+    @tf.function(input_signature=[spec([None], tf.float32, "x")])
+    def double(self, x):
+        return {"y": x * 2}
+
+    @tf.function(input_signature=[spec([None], tf.string, "word")])
+    def lower(self, word):
+        return {"lower": tf.strings.lower(word)}
+
+
+class AnyRank(tf.Module):
+    """Trap: an input of unknown rank."""
+
+    @tf.function(input_signature=[spec(None, tf.float32, "x")])
+    def double(self, x):
+        return {"y": x * 2}
+
+
+def save_v1(name, build):
+    graph = tf.Graph()
+    with graph.as_default():
+        inputs, outputs = build()
+        with tf1.Session(graph=graph) as session:
+            session.run(tf1.global_variables_initializer())
+            builder = tf1.saved_model.builder.SavedModelBuilder(str(ROOT / name / "1"))
+            builder.add_meta_graph_and_variables(
+                session,
+                ["serve"],
+                {
+                    "serving_default": tf1.saved_model.signature_def_utils.predict_signature_def(
+                        inputs, outputs
+                    )
+                },
+            )
+            builder.save()
+
+
+def placeholder_with_default():
+    """Trap: OpenVINO takes the default for a constant and forgets the input."""
+    x = tf1.placeholder_with_default(tf.constant([1.0, 2.0]), [None], "x")
+    half = tf1.get_variable("half", initializer=0.5)
+    return {"x": x}, {"y": tf.identity(x * half + 2.0, "y")}
+
+
+def reference_variables():
+    """A TensorFlow 1 model with reference variables and a side branch that must not matter."""
+    x = tf1.placeholder(tf.float32, [None, 4], "x")
+    weights = tf1.get_variable(
+        "w", initializer=tf.constant(rng.normal(size=(4, 2)).astype("f4")), use_resource=False
+    )
+    tf1.assign_add(tf1.get_variable("steps", initializer=0, use_resource=False), 1)
+    return {"x": x}, {"y": tf.identity(tf.nn.softmax(tf.matmul(x, weights)), "y")}
+
+
+affine = Affine()
+save("affine", affine, {"serving_default": affine.affine, "pairs": affine.pairs})
+steeper = Affine(4.0, 1.0)
+save("affine", steeper, {"serving_default": steeper.affine}, version=2)
+answers("affine", {"x": np.array([1, 2.5, -3], "f4")})
+answers("affine", {"u": np.array([[1, 2], [3, 4], [0.5, -9]], "f4")}, "pairs")
+
+small = Small()
+save("small", small, small.classify)
+answers("small", {"image": rng.normal(size=(5, 16, 16, 3)).astype("f4")})
+
+types = Types()
+save("types", types, types.step)
+answers(
+    "types",
+    {
+        "u8": np.array([0, 7, 255], "u1"),
+        "i8": np.array([-128, 0, 127], "i1"),
+        "i32": np.array([-5, 1_000_000, 16_777_217], "i4"),
+        "i64": np.array([-7, 0, 2**30], "i8"),
+        "f16": np.array([0.5, -2, 1000], "f2"),
+        "flag": np.array([True, False, True]),
+    },
+)
+
+embedding = Embedding()
+save("embedding", embedding, embedding.embed)
+answers("embedding", {"tokens": np.array([[0, 49, 7], [3, 3, 12]], "i8")})
+
+loop = Loop()
+save("loop", loop, loop.grow)
+answers("loop", {"x": np.array([1, -4, 2], "f4")})
+
+mixed = Mixed()
+save("mixed", mixed, {"serving_default": mixed.double, "words": mixed.lower})
+answers("mixed", {"x": np.array([1, -4, 2], "f4")})
+
+for trap, method in (
+    (Counter(), "step"),
+    (Dice(), "roll"),
+    (Words(), "lower"),
+    (Constant(), "answer"),
+    (AnyRank(), "double"),
+    (Bytes(), "step"),
+    (Long(), "step"),
+    (Offset(), "step"),
+    (Double(), "step"),
+    (Whole(), "step"),
+):
+    save(f"trap_{type(trap).__name__.lower()}", trap, getattr(trap, method))
+save_v1("with_default", placeholder_with_default)
+answers("with_default", {"x": np.array([10, 20, 30], "f4")})
+save_v1("v1", reference_variables)
+answers("v1", {"x": rng.normal(size=(3, 4)).astype("f4")})
