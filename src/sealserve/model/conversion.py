@@ -53,7 +53,7 @@ def infer_outputs(
             it without one of the inputs.
         ModuleNotFoundError: OpenVINO is not installed.
     """
-    from openvino import frontend  # type: ignore[import-untyped]
+    from openvino import frontend
 
     try:
         tensorflow = frontend.FrontEndManager().load_by_framework("tf")
