@@ -142,7 +142,7 @@ def _owner_seals_for_the_broker(runner: Runner) -> Address:
     runner.run(
         "Owner: write the policy: who may have the key",
         "policy", "init", "--from-quote", "owner/reference.quote", "--label", "demo image 1",
-        "--simulation", "-o", "owner/release-policy.yaml",
+        "--server-platform", "--simulation", "-o", "owner/release-policy.yaml",
     )  # fmt: skip
     runner.run(
         "Owner: write the clients' policy: what they may trust",

@@ -21,9 +21,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from sealserve import logs
 from sealserve.address import Address
 from sealserve.attestation import ratls
 from sealserve.broker.client import request_release
@@ -38,8 +38,6 @@ from sealserve.volume.mount import mount_sealed
 from sealserve.volume.record import VolumeRecord, open_record
 
 __all__ = ["GuestConfig", "up"]
-
-_log = structlog.get_logger("sealserve.guest")
 
 _POLL_SECONDS = 0.5
 
@@ -90,7 +88,7 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
     forbid_core_dumps()
     stopping = _stop_on_signals()
     td = TdxGuest(config.sysfs, allow_simulation=config.allow_simulation)
-    log = _log.bind(simulation="SIMULATION: not a real TD") if td.simulated else _log
+    log = logs.configure(program="sealserve guest", **_loudly(td))
     require_unmeasured(td)
     with ExitStack() as down:
         mountpoint = _mountpoint(config.state_dir, down)
@@ -105,7 +103,7 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
         server = down.enter_context(ServerProcess(mountpoint, identity, config.serve_flags))
         log.info("serving", **server.ports)
         on_ready(server.ports)
-        _supervise(server, stopping, lambda: _attested_identity(td, events, config), config)
+        _supervise(server, stopping, lambda: _attested_identity(td, events, config), config, log)
         log.info("stopping")
 
 
@@ -114,7 +112,7 @@ def _open_volume(
     td: TdxGuest,
     mountpoint: Path,
     down: ExitStack,
-    log: structlog.typing.FilteringBoundLogger,
+    log: logs.Log,
 ) -> tuple[bytes, VolumeRecord]:
     """Get the key from the broker and mount the volume by its record alone."""
     released = request_release(
@@ -145,6 +143,7 @@ def _supervise(
     stopping: threading.Event,
     new_identity: Callable[[], ratls.TlsIdentity],
     config: GuestConfig,
+    log: logs.Log,
 ) -> None:
     """Watch the server and renew its identity until it is time to stop."""
     renew_every = config.certificate_lifetime / 2
@@ -160,7 +159,11 @@ def _supervise(
         if dt.datetime.now(dt.UTC) >= renew_at:
             server.renew(new_identity())
             renew_at += renew_every
-            _log.info("renewed", certificate="attested TLS identity")
+            log.info("renewed", certificate="attested TLS identity")
+
+
+def _loudly(td: TdxGuest) -> dict[str, str]:
+    return {"simulation": "SIMULATION: this is not a real TD"} if td.simulated else {}
 
 
 def _mountpoint(state_dir: Path, down: ExitStack) -> Path:
