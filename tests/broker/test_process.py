@@ -110,7 +110,7 @@ def test_a_broker_serves_until_sigterm_and_says_simulation(process: Process) -> 
 def test_the_store_survives_kill_9_during_releases(process: Process) -> None:
     """Every secret that arrived has its audit line, and the chain is whole, each time."""
     arrived = 0
-    for round_number in range(4):
+    for round_number in range(3):
         process.start()
         received: list[bytes] = []
 
@@ -175,3 +175,26 @@ def test_a_port_in_use_is_refused(process: Process) -> None:
     )  # fmt: skip
     assert done.returncode == Unavailable.exit_status
     assert "[broker.listen_failed]" in done.stderr
+
+
+def test_the_ready_line_may_go_to_stdout(process: Process) -> None:
+    command = [sys.executable, "-m", "sealserve", *process.arguments, "--ready-fd", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        process.address = json.loads(running.stdout.readline())["address"]
+        try:
+            assert process.ask() == KEY
+            running.send_signal(signal.SIGTERM)
+            assert running.stdout.read() == b""
+            assert running.wait(20) == 0
+        finally:
+            running.kill()
+
+
+def test_a_closed_ready_descriptor_is_refused(process: Process) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sealserve", *process.arguments, "--ready-fd", "77"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == Unavailable.exit_status
+    assert "[broker.ready_fd_closed]" in done.stderr

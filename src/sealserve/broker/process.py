@@ -31,6 +31,7 @@ from sealserve.errors import Unavailable
 __all__ = ["ServeOptions", "make_logger", "serve"]
 
 _MAX_ANCHOR_BYTES = 16 * 1024
+_STDERR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ def _tell_ready(descriptor: int, address: Address) -> None:
     line = json.dumps({"address": str(address)}) + "\n"
     try:
         os.write(descriptor, line.encode())
-        os.close(descriptor)
+        if descriptor > _STDERR:
+            os.close(descriptor)  # else a later socket or file would become stdout
     except OSError as error:
         raise Unavailable(
             "broker.ready_fd_closed",
