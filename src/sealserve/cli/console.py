@@ -51,7 +51,8 @@ def emit(result: dict[str, Any], *, as_json: bool, text: str) -> None:
 
 def print_error(error: SealserveError) -> None:
     """Print one error on stderr; as JSON when the command was asked for JSON."""
-    if "--json" in sys.argv:
+    # `demo --json FILE` writes a file; its errors are for people.
+    if "--json" in sys.argv and sys.argv[1:2] != ["demo"]:
         sys.stderr.write(json.dumps({"error": error.to_dict()}) + "\n")
         return
     place = f"{error.where}: " if error.where else ""
