@@ -24,6 +24,7 @@ from sealserve.wire.tensorflow import tensor_pb2 as tensor_pb
 __all__ = [
     "PLACEHOLDER_OPS",
     "GraphBuilder",
+    "attribute_type",
     "check_frozen",
     "needed_for",
     "parse_graph",
@@ -71,6 +72,11 @@ class _Type:
     """A DataType as an attribute; a plain number would be an ``int`` attribute."""
 
     number: int
+
+
+def attribute_type(data_type: int) -> _Type:
+    """A DataType as `GraphBuilder.node` takes it for an attribute."""
+    return _Type(data_type)
 
 
 _FLOAT = _Type(tensor_pb.DT_FLOAT)
