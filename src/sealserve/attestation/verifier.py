@@ -209,8 +209,26 @@ class Verifier:
                 ).to_json()
             )
         except ValueError as error:
-            raise _refusal(str(error)) from None
+            raise _refusal(self._reason(parsed.raw, collateral, seconds) or str(error)) from None
         return _facts(parsed, claims, collateral, now, self.anchor)
+
+    def _reason(self, quote: bytes, collateral: Collateral, seconds: int) -> str:
+        """The library's full reason for a refusal; empty if it has none.
+
+        The policy interface of dcap-qvl 0.7 gives the outermost sentence only
+        ("Failed to verify certificate chain"); the older one gives its causes.
+        The answer is no already: this only says why.
+        """
+        try:
+            if self.anchor.root_der is None:
+                dcap_qvl.verify(quote, collateral.library, seconds)
+            else:
+                dcap_qvl.verify_with_root_ca(
+                    quote, collateral.library, self.anchor.root_der, seconds
+                )
+        except ValueError as error:
+            return str(error)
+        return ""
 
 
 def _check_window(collateral: Collateral, now: datetime) -> None:
@@ -308,8 +326,10 @@ def _flag(text: str) -> bool | None:
 # text wins, so the order is from the particular to the general.
 _KNOWN_TEXTS: tuple[tuple[str, str], ...] = (
     ("CertRevoked", "chain.revoked"),
+    ("CertExpired", "chain.expired"),
+    ("CertNotValidYet", "chain.expired"),
     ("CrlExpired", "crl.expired"),
-    ("root CA CRL", "crl.signature"),
+    ("root CA CRL", "chain.wrong_root"),
     ("InvalidCrlSignature", "crl.signature"),
     ("CRL", "crl.malformed"),
     ("Unknown QE vendor", "quote.qe_vendor"),
@@ -334,6 +354,8 @@ _KNOWN_TEXTS: tuple[tuple[str, str], ...] = (
     ("Expired", "collateral.expired"),
     ("Fmspc mismatch", "tcb.platform_mismatch"),
     ("non-TDX TCB info", "tcb.platform_mismatch"),
+    ("Invalid key length", "collateral.signature"),
+    ("TDX module", "tcb.module_mismatch"),
     ("QE Identity", "collateral.malformed"),
     ("TCB Info", "collateral.malformed"),
     ("TcbInfo", "collateral.malformed"),
@@ -341,7 +363,6 @@ _KNOWN_TEXTS: tuple[tuple[str, str], ...] = (
     ("Revoked", "tcb.revoked"),
     ("No matching TCB level", "tcb.no_matching_level"),
     ("TEE_TCB_SVN2", "tcb.no_matching_level"),
-    ("TDX module", "tcb.module_mismatch"),
     ("Debug mode", "td.debug"),
     ("TD profiling", "td.profiling"),
     ("SERVTD", "td.service_td"),
@@ -369,7 +390,7 @@ def _refusal(text: str) -> Refused:
 
 _HINTS = {
     "collateral": _ASK_FOR_NEW,
-    "crl": "check that collateral and anchor belong together; " + _ASK_FOR_NEW,
+    "chain": "check that collateral and anchor belong together; " + _ASK_FOR_NEW,
     "tcb": "the platform's firmware needs an update, or the collateral is of another platform",
     "td": "the guest was launched in a way that is never trusted; launch it without this",
 }

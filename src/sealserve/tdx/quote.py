@@ -53,6 +53,10 @@ QE_VENDOR_INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _HEADER = struct.Struct("<HHIHH16s20s")  # version, key type, TEE type, 2 x SVN, vendor, user data
 _BODY_DESCRIPTOR = struct.Struct("<HI")  # version 5 only: body type, body size
 _LENGTH = struct.Struct("<I")
+_CERTIFICATION = struct.Struct("<HI")  # type and size of what follows signature and key
+_CERTIFICATION_QE_REPORT = 6
+_SIGNATURE_BYTES = 64
+_ATTESTATION_KEY_BYTES = 64
 
 # The fields of the TD report body in order. Type 2 (TD 1.0) has the first
 # block, type 3 (TD 1.5) the first two, type 4 (TD 1.5 extended) all three.
@@ -181,7 +185,8 @@ def parse_quote(raw: bytes) -> Quote:
         InputError: ``quote.too_large``, ``quote.truncated`` or
             ``quote.malformed``.
         Refused: ``quote.unsupported_version``, ``quote.not_tdx``,
-            ``quote.key_type``, ``quote.qe_vendor`` or ``quote.trailing_data``.
+            ``quote.key_type``, ``quote.qe_vendor``, ``quote.certification_data``
+            or ``quote.trailing_data``.
     """
     if len(raw) > MAX_QUOTE_BYTES:
         raise InputError(
@@ -201,7 +206,7 @@ def parse_quote(raw: bytes) -> Quote:
         _take(raw, end, end + _LENGTH.size, "the signature data length")
     )
     quote_end = end + _LENGTH.size + signature_size
-    _take(raw, end + _LENGTH.size, quote_end, "the signature data")
+    _check_signature_data(_take(raw, end + _LENGTH.size, quote_end, "the signature data"))
     if any(raw[quote_end:]):
         raise Refused(
             "quote.trailing_data",
@@ -285,6 +290,22 @@ def _body_descriptor(raw: bytes) -> tuple[int, int]:
             "quote.malformed", f"quote body type {body_type} with {size} bytes is not defined"
         )
     return body_type, end
+
+
+def _check_signature_data(data: bytes) -> None:
+    """The framing that no signature covers: it has one right form, so demand it."""
+    start = _SIGNATURE_BYTES + _ATTESTATION_KEY_BYTES
+    head = _take(data, start, start + _CERTIFICATION.size, "the certification data")
+    kind, size = _CERTIFICATION.unpack(head)
+    if kind != _CERTIFICATION_QE_REPORT:
+        raise Refused(
+            "quote.certification_data",
+            f"certification data of type {kind} is not a QE report (type 6)",
+        )
+    if start + _CERTIFICATION.size + size != len(data):
+        raise InputError(
+            "quote.malformed", f"{size} bytes of certification data do not fill the signature data"
+        )
 
 
 def _decode_body(body: bytes, body_type: int) -> TdReport:
