@@ -30,8 +30,15 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import openvino as ov  # type: ignore[import-untyped]
-from openvino.frontend import FrontEndManager  # type: ignore[import-untyped]
+import openvino as ov
+from openvino.frontend import (
+    FrontEndManager,
+    GeneralFailure,
+    InitializationFailure,
+    NotImplementedFailure,
+    OpConversionFailure,
+    OpValidationFailure,
+)
 
 from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
 from sealserve.serving.config import RuntimeConfig
@@ -66,6 +73,14 @@ _ELEMENT_TYPES: dict[int, Any] = {
     pb.DT_BOOL: ov.Type.boolean,
 }
 _STATEFUL_OPERATIONS = {"Assign", "ReadValue", "RandomUniform", "Multinomial", "FrameworkNode"}
+
+_CONVERSION_FAILURES = (
+    GeneralFailure,
+    InitializationFailure,
+    NotImplementedFailure,
+    OpConversionFailure,
+    OpValidationFailure,
+)
 
 # Signatures that are a SavedModel's own plumbing, not for clients.
 _INTERNAL_PREFIX = "__saved_model_"
@@ -308,8 +323,7 @@ def _convert(
             model.set_element_type(place, _ELEMENT_TYPES[spec.dtype])
             model.set_partial_shape(place, _partial_shape(spec))
         return frontend.convert(model)
-    except (RuntimeError, ValueError) as error:
-        # The front end's own exceptions all derive from RuntimeError.
+    except (*_CONVERSION_FAILURES, RuntimeError, ValueError) as error:
         raise Unavailable(
             "servable.runtime_cannot",
             f"OpenVINO cannot convert this signature: {_reason(error)}",

@@ -1,0 +1,180 @@
+"""The command line: TensorFlow Serving's syntax, defaults and errors."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sealserve.errors import InputError, SealserveError
+from sealserve.serving import flags
+from sealserve.serving.config import All, Latest, ModelConfig, Specific, read_model_config
+
+BASE = "--model_base_path=/models/m"
+
+
+def code_of(*argv: str) -> str:
+    with pytest.raises(InputError) as caught:
+        flags.parse(argv)
+    return caught.value.code
+
+
+def test_docker_and_kserve_command_lines_are_understood() -> None:
+    docker = ["--port=8500", "--rest_api_port=8501", "--model_name=m", BASE]
+    config = flags.parse(docker)
+    assert (config.grpc_port, config.rest_port) == (8500, 8501)
+    assert config.models == (ModelConfig("m", Path("/models/m"), Latest(1)),)
+    kserve = [
+        "--model_name=m",
+        "--port=9000",
+        "--rest_api_port=8080",
+        "--model_base_path=/mnt/models",
+        "--rest_api_timeout_in_ms=60000",
+    ]
+    assert flags.parse(kserve).rest_timeout == 60.0
+
+
+def test_a_repeated_flag_counts_last_but_identities_add_up() -> None:
+    config = flags.parse(
+        [BASE, "--port=1", "--port=2", "--tls_identity_file=a", "--tls_identity_file=b"]
+    )
+    assert config.grpc_port == 2
+    assert config.tls.identity_files == (Path("a"), Path("b"))
+
+
+def test_rest_is_off_unless_asked_for() -> None:
+    assert flags.parse([BASE]).rest_port is None
+    assert flags.parse([BASE, "--rest_api_port=0"]).rest_port == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("", True), ("=true", True), ("=False", False), ("=1", True), ("=0", False)],
+)
+def test_switches(text: str, value: bool) -> None:
+    config = flags.parse([BASE, f"--enable_serialization_as_tensor_content{text}"])
+    assert config.tensor_content is value
+
+
+@pytest.mark.parametrize(
+    ("argument", "code"),
+    [
+        ("--prot=8500", "flag.unknown"),
+        ("-port=8500", "flag.unknown"),
+        ("8500", "flag.unknown"),
+        ("--port", "flag.value"),
+        ("--port=", "flag.value"),
+        ("--port=eighty", "flag.value"),
+        ("--port=65536", "flag.value"),
+        ("--port=-1", "flag.value"),
+        ("--insecure=maybe", "flag.value"),
+        ("--max_request_bytes=0", "flag.value"),
+        ("--grpc_channel_arguments=novalue", "flag.value"),
+        ("--use_alts_credentials", "flag.refused"),
+    ],
+)
+def test_bad_flags(argument: str, code: str) -> None:
+    assert code_of(BASE, argument) == code
+
+
+def test_contradictions() -> None:
+    assert code_of() == "flag.missing"
+    assert code_of(BASE, "--insecure", "--ssl_config_file=x") == "flag.conflict"
+    assert (
+        code_of(BASE, "--tensorflow_session_parallelism=2", "--tensorflow_intra_op_parallelism=1")
+        == "flag.conflict"
+    )
+
+
+def test_a_flag_without_effect_is_told_only_when_it_was_changed() -> None:
+    assert flags.parse([BASE, "--enable_batching=false", "--enable_profiler"]).ignored == ()
+    ignored = flags.parse([BASE, "--enable_batching"]).ignored
+    assert [flag for flag, _ in ignored] == ["--enable_batching"]
+
+
+def test_every_flag_of_tensorflow_serving_is_known() -> None:
+    # Names as `tensorflow_model_server --help` prints them (2.20).
+    known = {flag.name for flag in flags.FLAGS}
+    names = """port grpc_socket_path rest_api_port rest_api_num_threads rest_api_timeout_in_ms
+    rest_api_enable_cors_support enable_batching allow_version_labels_for_unavailable_models
+    batching_parameters_file model_config_file model_config_file_poll_wait_seconds model_name
+    model_base_path num_load_threads num_unload_threads max_num_load_retries
+    load_retry_interval_micros file_system_poll_wait_seconds flush_filesystem_caches
+    tensorflow_session_parallelism tensorflow_session_config_file tensorflow_intra_op_parallelism
+    tensorflow_inter_op_parallelism use_alts_credentials ssl_config_file platform_config_file
+    per_process_gpu_memory_fraction saved_model_tags grpc_channel_arguments grpc_max_threads
+    enable_model_warmup num_request_iterations_for_warmup version monitoring_config_file
+    remove_unused_fields_from_bundle_metagraph prefer_tflite_model num_tflite_pools
+    num_tflite_interpreters_per_pool enable_signature_method_name_check
+    xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler
+    thread_pool_factory_config_file mixed_precision skip_initialize_tpu
+    enable_grpc_healthcheck_service enable_serialization_as_tensor_content
+    enable_per_model_batching_parameters"""
+    assert set(names.split()) <= known
+    assert all(f"--{name}=" in flags.usage() for name in known)
+
+
+@given(st.lists(st.text(max_size=30) | st.sampled_from([f"--{f.name}" for f in flags.FLAGS])))
+def test_any_command_line_gives_a_configuration_or_a_typed_error(argv: list[str]) -> None:
+    with contextlib.suppress(SealserveError):
+        flags.parse(argv)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "models.config"
+    file.write_text(text)
+    return file
+
+
+def test_model_config_file(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        """
+        model_config_list: {
+          config: { name: "a", base_path: "here/a", model_platform: "tensorflow" }
+          config: { name: "b", base_path: "/there/b",
+                    model_version_policy: { specific: { versions: 3, versions: 1 } },
+                    version_labels: { key: "stable" value: 1 } }
+          config: { name: "c", base_path: "c", model_version_policy { latest { num_versions: 2 } } }
+          config: { name: "d", base_path: "d", model_version_policy { all {} } }
+        }""",
+    )
+    a, b, c, d = read_model_config(file)
+    assert a == ModelConfig("a", tmp_path / "here" / "a", Latest(1))
+    assert b == ModelConfig("b", Path("/there/b"), Specific((1, 3)), (("stable", 1),))
+    assert c.policy == Latest(2)
+    assert d.policy == All()
+
+
+X = "name: 'x' base_path: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ("nonsense", "Error parsing text-format tensorflow.serving.ModelServerConfig"),
+        ("config { nam: 'x' }", "Error parsing text-format"),
+        ("", "names no model"),
+        ("config { name: 'x' }", "no base_path"),
+        (f"config {{ {X} model_platform: 'pytorch' }}", "pytorch"),
+        (f"config {{ {X} }} config {{ {X} }}", "multiple times"),
+        (f"config {{ {X} model_version_policy {{ specific {{}} }} }}", "names no version"),
+    ],
+)
+def test_bad_model_config_file(tmp_path: Path, entries: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        read_model_config(write(tmp_path, f"model_config_list {{ {entries} }}"))
+    assert caught.value.code == "serve_config.model_list"
+
+
+def test_unreadable_model_config_file(tmp_path: Path) -> None:
+    assert code_of(f"--model_config_file={tmp_path / 'none'}") == "serve_config.unreadable"
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert code_of(f"--model_config_file={binary}") == "serve_config.unreadable"
+    large = tmp_path / "large"
+    large.write_bytes(b"#" * (5 * 2**20))
+    assert code_of(f"--model_config_file={large}") == "serve_config.unreadable"

@@ -1,0 +1,185 @@
+"""Every test model is computed as TensorFlow computes it, or refused with the reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sealserve.errors import InputError
+from sealserve.serving.catalog import Catalog, ModelSpec, State
+from sealserve.serving.config import All, Latest, ModelConfig, RuntimeConfig, Specific
+from sealserve.serving.dataplane import Dataplane
+from sealserve.serving.log import make_log
+from sealserve.serving.runtimes.openvino import OpenVinoRuntime
+from sealserve.serving.status import Status
+from tests.serving.conftest import Running
+
+REASONS = {
+    "trap_counter": "AssignAddVariableOp",
+    "trap_dice": "RandomUniform",
+    "trap_words": "DT_STRING",
+    "trap_constant": "has no output 'y'",
+    "trap_anyrank": "unknown rank",
+    "trap_bytes": "Add on u8",
+    "trap_long": "Multiply on i64",
+    "trap_offset": "beyond 32 bits",
+    "trap_double": "f64",
+    "trap_whole": "on i32",
+}
+
+
+def dataplane(*models: ModelConfig) -> Dataplane:
+    log = make_log(io.StringIO())
+    catalog = Catalog(models, OpenVinoRuntime(RuntimeConfig(), log), log)
+    catalog.load()
+    return Dataplane(catalog)
+
+
+def test_the_numbers_are_those_of_tensorflow(models: Path) -> None:
+    files = sorted(models.glob("*.npz"))
+    assert len(files) >= 9
+    for file in files:
+        name, signature = file.stem.split(".")
+        stored = np.load(file)
+        plane = dataplane(ModelConfig(name, models / name, Specific((1,))))
+        inputs = {key[3:]: stored[key] for key in stored if key.startswith("in_")}
+        answer = plane.predict(ModelSpec(name), signature, lambda _, given=inputs: given)
+        wanted = {key[4:]: stored[key] for key in stored if key.startswith("out_")}
+        assert set(answer.outputs) == set(wanted)
+        for key, array in answer.outputs.items():
+            assert array.dtype == wanted[key].dtype, (file.stem, key)
+            np.testing.assert_allclose(array, wanted[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(REASONS))
+def test_a_trap_is_refused_at_load_with_the_reason(running: Running, name: str) -> None:
+    status, answer = running.rest("GET", f"/v1/models/{name}")
+    assert status == 200
+    (version,) = answer["model_version_status"]
+    assert (version["version"], version["state"]) == ("1", "END")
+    assert version["status"]["error_code"] in ("UNIMPLEMENTED", "INVALID_ARGUMENT")
+    assert REASONS[name] in version["status"]["error_message"]
+    status, answer = running.rest("POST", f"/v1/models/{name}:predict", {"instances": [1]})
+    assert (status, answer) == (
+        404,
+        {"error": f"Servable not found for request: Latest({name})"},
+    )
+
+
+def test_every_trap_that_was_made_is_tested(models: Path) -> None:
+    assert {path.name for path in models.iterdir() if path.name.startswith("trap_")} == set(REASONS)
+
+
+def test_a_placeholder_with_default_takes_the_input_that_is_sent(running: Running) -> None:
+    _, answer = running.rest(
+        "POST", "/v1/models/with_default:predict", {"inputs": [10.0, 20.0, 30.0]}
+    )
+    assert answer == {"outputs": [7.0, 12.0, 17.0]}
+
+
+def test_one_signature_that_cannot_be_served_leaves_the_other(running: Running) -> None:
+    _, answer = running.rest("POST", "/v1/models/mixed:predict", {"instances": [4]})
+    assert answer == {"predictions": [8.0]}
+    status, answer = running.rest(
+        "POST", "/v1/models/mixed:predict", {"signature_name": "words", "instances": ["A"]}
+    )
+    assert status == 400
+    assert 'signature key "words" is not served' in answer["error"]
+    assert "DT_STRING" in answer["error"]
+
+
+def test_a_64_bit_integer_that_32_bits_cannot_hold_is_refused(running: Running) -> None:
+    status, answer = running.rest(
+        "POST", "/v1/models/embedding:predict", {"instances": [[2**40, 1, 2]]}
+    )
+    assert status == 400
+    assert "beyond" in answer["error"]
+
+
+def test_a_broken_model_leaves_the_others_serving(models: Path, tmp_path: Path) -> None:
+    def broken(name: str, content: bytes | None) -> ModelConfig:
+        directory = tmp_path / name / "1"
+        directory.mkdir(parents=True)
+        if content is not None:
+            (directory / "saved_model.pb").write_bytes(content)
+        return ModelConfig(name, tmp_path / name)
+
+    whole = (models / "small" / "1" / "saved_model.pb").read_bytes()
+    plane = dataplane(
+        broken("empty", None),
+        broken("noise", b"\xff" * 100),
+        broken("nothing", b""),
+        broken("cut", whole[: len(whole) // 2]),
+        broken("no_variables", whole),
+        ModelConfig("nowhere", tmp_path / "nowhere"),
+        ModelConfig("affine", models / "affine"),
+    )
+    for name in ("empty", "noise", "nothing", "cut", "no_variables"):
+        (status,) = plane.status(ModelSpec(name))
+        assert status.state is State.END
+        assert status.code is not Status.OK
+        assert status.code is not Status.INTERNAL, status.message
+    with pytest.raises(InputError, match="Could not find any versions of model nowhere"):
+        plane.status(ModelSpec("nowhere"))
+    assert plane.status(ModelSpec("affine"))[0].state is State.AVAILABLE
+
+
+def test_a_model_without_the_wanted_tags_is_refused(models: Path) -> None:
+    log = make_log(io.StringIO())
+    config = (ModelConfig("affine", models / "affine"),)
+    catalog = Catalog(config, OpenVinoRuntime(RuntimeConfig(tags=("gpu",)), log), log)
+    catalog.load()
+    (status,) = catalog.statuses(ModelSpec("affine"))
+    assert status.state is State.END
+    assert "Could not find meta graph def matching supplied tags: { gpu }" in status.message
+
+
+@pytest.mark.parametrize(
+    ("policy", "versions"),
+    [
+        (Latest(), [2]),
+        (Latest(2), [2, 1]),
+        (All(), [2, 1]),
+        (Specific((1,)), [1]),
+        (Specific((1, 7)), [1]),
+    ],
+)
+def test_version_policies(
+    models: Path, policy: Latest | All | Specific, versions: list[int]
+) -> None:
+    plane = dataplane(ModelConfig("m", models / "affine", policy))
+    assert [status.version for status in plane.status(ModelSpec("m"))] == versions
+    assert all(status.state is State.AVAILABLE for status in plane.status(ModelSpec("m")))
+
+
+def test_version_directories_are_numbers(models: Path, tmp_path: Path) -> None:
+    for name in ("00000123", "tmp", "-5", "99999999999999999999"):
+        (tmp_path / name).symlink_to(models / "affine" / "1")
+    (tmp_path / "124").write_text("a file")
+    plane = dataplane(ModelConfig("m", tmp_path, All()))
+    assert [status.version for status in plane.status(ModelSpec("m"))] == [123]
+
+
+def test_unloading_waits_for_the_requests_that_use_a_model(models: Path) -> None:
+    import threading
+
+    log = make_log(io.StringIO())
+    config = (ModelConfig("affine", models / "affine"),)
+    catalog = Catalog(config, OpenVinoRuntime(RuntimeConfig(), log), log)
+    catalog.load()
+    closing = threading.Thread(target=catalog.close)
+    with catalog.acquire(ModelSpec("affine")) as handle:
+        closing.start()
+        while catalog.available():
+            pass
+        assert catalog.statuses(ModelSpec("affine"))[0].state is State.UNLOADING
+        outputs = handle.model.run("serving_default", {"x": np.array([1], "f4")}, ["y"])
+        assert outputs["y"].tolist() == [5.0]
+        assert closing.is_alive()
+    closing.join(20)
+    assert catalog.statuses(ModelSpec("affine"))[0].state is State.END
+    with pytest.raises(InputError, match=r"Servable not found for request: Latest\(affine\)"):
+        catalog.acquire(ModelSpec("affine")).__enter__()

@@ -1,0 +1,294 @@
+"""REST over TLS: both forms, every kind of error, and JSON of any sort."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sealserve.errors import InputError
+from sealserve.serving.rest_json import parse_request, response_body
+from sealserve.serving.runtimes.base import Signature, TensorSpec
+from sealserve.wire.tensorflow import tensor_pb2 as pb
+from tests.serving.conftest import Running, https_connection
+
+AFFINE = "/v1/models/affine/versions/1:predict"
+
+
+def predict(running: Running, body: Any, path: str = AFFINE) -> tuple[int, Any]:
+    return running.rest("POST", path, body)
+
+
+def test_row_and_column_form(running: Running) -> None:
+    assert predict(running, {"instances": [1, 2.5]}) == (200, {"predictions": [5.0, 9.5]})
+    assert predict(running, {"instances": [{"x": 1}, {"x": 2}]}) == (200, {"predictions": [5, 8]})
+    assert predict(running, {"inputs": [1.0]}) == (200, {"outputs": [5.0]})
+    assert predict(running, {"inputs": {"x": [1.0]}}) == (200, {"outputs": [5.0]})
+    pairs = {"signature_name": "pairs"}
+    assert predict(running, {**pairs, "instances": [[1, 2], [3, 4]]}) == (
+        200,
+        {"predictions": [{"same": [1, 2], "total": 6}, {"same": [3, 4], "total": 14}]},
+    )
+    assert predict(running, {**pairs, "inputs": {"u": [[1, 2], [3, 4]]}}) == (
+        200,
+        {"outputs": {"same": [[1, 2], [3, 4]], "total": [6, 14]}},
+    )
+
+
+def test_paths_know_versions_labels_and_no_case(running: Running) -> None:
+    body = {"instances": [1]}
+    for path, answer in (
+        ("/v1/models/affine:predict", 5.0),
+        ("/v1/models/affine/versions/2:predict", 5.0),
+        ("/v1/models/affine/labels/stable:predict", 5.0),
+        ("/V1/Models/affine/Versions/1:Predict", 5.0),
+    ):
+        assert predict(running, body, path) == (200, {"predictions": [answer]}), path
+    assert predict(running, {"instances": [2]}, "/v1/models/affine:predict")[1] == {
+        "predictions": [9.0]
+    }
+
+
+def test_nan_and_infinity_travel_both_ways(running: Running) -> None:
+    body = b'{"inputs": [NaN, Infinity, -Infinity, 0.1]}'
+    status, answer = running.rest("POST", AFFINE, body)
+    assert status == 200
+    outputs = answer["outputs"]
+    assert math.isnan(outputs[0])
+    assert outputs[1:3] == [math.inf, -math.inf]
+    assert outputs[3] == pytest.approx(2.3)
+
+
+def test_numbers_are_written_short_and_whole_ones_with_a_point(running: Running) -> None:
+    connection = https_connection(running.rest_port, running.owner)
+    body = json.dumps({"signature_name": "pairs", "inputs": [[0.1, 3.0]]})
+    connection.request("POST", AFFINE, body)
+    answer = connection.getresponse().read()
+    connection.close()
+    assert b"[[0.1,3.0]]" in answer
+    assert response_body({"y": np.array([0.1, np.nan], "f4")}, row=False) == (
+        b'{"outputs":[0.1,NaN]}'
+    )
+
+
+def test_status_and_metadata(running: Running) -> None:
+    def entry(version: str) -> dict[str, Any]:
+        good = {"error_code": "OK", "error_message": ""}
+        return {"version": version, "state": "AVAILABLE", "status": good}
+
+    assert running.rest("GET", "/v1/models/affine") == (
+        200,
+        {"model_version_status": [entry("2"), entry("1")]},
+    )
+    assert running.rest("GET", "/v1/models/affine/versions/1") == (
+        200,
+        {"model_version_status": [entry("1")]},
+    )
+    status, metadata = running.rest("GET", "/v1/models/v1/metadata")
+    assert status == 200
+    assert metadata == {
+        "model_spec": {"name": "v1", "signature_name": "", "version": "1"},
+        "metadata": {
+            "signature_def": {
+                "signature_def": {
+                    "serving_default": {
+                        "inputs": {"x": tensor_info("x:0", "-1", "4")},
+                        "outputs": {"y": tensor_info("y:0", "-1", "2")},
+                        "method_name": "tensorflow/serving/predict",
+                        "defaults": {},
+                    }
+                }
+            }
+        },
+    }
+
+
+def tensor_info(name: str, *sizes: str) -> dict[str, Any]:
+    dimensions = [{"size": size, "name": ""} for size in sizes]
+    shape = {"dim": dimensions, "unknown_rank": False}
+    return {"name": name, "dtype": "DT_FLOAT", "tensor_shape": shape}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"", 400, "JSON Parse error: The document is empty"),
+        (b"{", 400, "JSON Parse error: "),
+        (b"\xff\xfe", 400, "JSON Parse error: "),
+        (b"[" * 100_000, 400, "JSON Parse error: "),
+        (b"[1]", 400, "not an object"),
+        (b"{}", 400, "Missing 'inputs' or 'instances' key"),
+        (b'{"inputs": 1, "instances": [1]}', 400, "expecting only one of"),
+        (b'{"instances": 1}', 400, "to be an list/array"),
+        (b'{"instances": []}', 400, "No values in 'instances' array"),
+        (b'{"instances": [1], "signature_name": 1}', 400, "must be a string"),
+        (b'{"instances": [1], "signature_name": "no"}', 400, 'Serving signature key "no" not'),
+        (b'{"instances": [{"y": 1}]}', 400, "keys must be equal to: x"),
+        (b'{"instances": [1, {"x": 1}]}', 400, "Expecting value/list but got object"),
+        (b'{"instances": [{"x": 1}, 1]}', 400, "Expecting object but got list at item 1"),
+        (b'{"instances": [[1], [1, 2]]}', 400, "not a list of lists of one size"),
+        (b'{"instances": ["a"]}', 400, "not of expected type: DT_FLOAT"),
+        (b'{"instances": [true]}', 400, "not of expected type: DT_FLOAT"),
+        (b'{"instances": [null]}', 400, "not of expected type: DT_FLOAT"),
+        (b'{"instances": [1e39]}', 400, "without loss of precision"),
+        (b'{"instances": [[1]]}', 400, "expects shape [-1] but [1, 1] is provided"),
+        (b'{"inputs": 1}', 400, "expects shape [-1] but [] is provided"),
+        (b'{"inputs": {"y": [1]}}', 400, "Missing named input: x"),
+        (b'{"inputs": {"x": [1], "y": [1]}}', 400, "does not have named input: y"),
+    ],
+)
+def test_bad_bodies(running: Running, body: bytes, status: int, words: str) -> None:
+    found, answer = running.rest("POST", AFFINE, body)
+    assert found == status
+    assert list(answer) == ["error"]
+    assert words in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "error"),
+    [
+        ("GET", "/", 400, "Malformed request: GET /"),
+        ("GET", "/v1/nothing", 400, "Malformed request: GET /v1/nothing"),
+        ("POST", "/v1/models/affine", 400, "Malformed request: POST /v1/models/affine"),
+        ("GET", "/v1/models/no", 404, "Could not find any versions of model no"),
+        ("GET", "/v1/models/affine/versions/9", 404, "Could not find version 9 of model affine"),
+        ("GET", "/v1/models/no/metadata", 404, "Servable not found for request: Latest(no)"),
+        (
+            "GET",
+            f"/v1/models/affine/versions/{2**63}",
+            400,
+            f"Failed to convert version: {2**63} to numeric.",
+        ),
+        (
+            "GET",
+            "/v1/models/affine/labels/no",
+            400,
+            "Unrecognized servable version label: no",
+        ),
+        ("PUT", "/v1/models/affine", 400, "Malformed request: PUT /v1/models/affine"),
+    ],
+)
+def test_bad_paths(running: Running, method: str, path: str, status: int, error: str) -> None:
+    assert running.rest(method, path) == (status, {"error": error})
+
+
+def test_a_large_body_and_an_encoded_one_are_refused(running: Running) -> None:
+    status, answer = running.rest("POST", AFFINE, b" " * 4_000_001)
+    assert (status, answer) == (413, {"error": "the body is larger than 4000000 bytes"})
+    status, answer = running.rest("POST", AFFINE, b"x", {"Content-Encoding": "gzip"})
+    assert status == 400
+    assert "compressed" in answer["error"]
+
+
+TYPES = Signature(
+    "s",
+    {
+        "i": TensorSpec(pb.DT_INT8, (-1,)),
+        "b": TensorSpec(pb.DT_BOOL, (-1,)),
+        "s": TensorSpec(pb.DT_STRING, (-1,)),
+        "f": TensorSpec(pb.DT_HALF, (-1,)),
+    },
+    {},
+    "",
+)
+
+
+def test_values_take_the_types_of_the_signature() -> None:
+    row = {"i": -5, "b": True, "s": {"b64": "/w=="}, "f": 0.5}
+    arrays = parse_request(json.dumps({"instances": [row, row]}).encode()).decode(TYPES)
+    assert {key: str(array.dtype) for key, array in arrays.items()} == {
+        "i": "int8",
+        "b": "bool",
+        "s": "object",
+        "f": "float16",
+    }
+    assert arrays["s"].tolist() == [b"\xff", b"\xff"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("i", 128), ("i", 1.0), ("i", 10**30), ("b", 1), ("s", 1), ("s", {"b64": "?"}), ("f", 1e6)],
+)
+def test_values_that_do_not_fit_their_type(key: str, value: Any) -> None:
+    row = {"i": 1, "b": True, "s": "x", "f": 1.0, key: value}
+    with pytest.raises(InputError) as caught:
+        parse_request(json.dumps({"instances": [row]}).encode()).decode(TYPES)
+    assert caught.value.code == "request.json_values"
+
+
+def test_strings_and_bytes_in_answers() -> None:
+    outputs = {
+        "label": np.array([b"cat"], object),
+        "raw_bytes": np.array([b"\xff"], object),
+    }
+    assert json.loads(response_body(outputs, row=True)) == {
+        "predictions": [{"label": "cat", "raw_bytes": {"b64": "/w=="}}]
+    }
+
+
+def test_rows_need_a_common_first_dimension() -> None:
+    for outputs in (
+        {"a": np.float32(1)},
+        {"a": np.zeros(2, "f4"), "b": np.zeros(3, "f4")},
+    ):
+        arrays = {key: np.asarray(array) for key, array in outputs.items()}
+        with pytest.raises(InputError) as caught:
+            response_body(arrays, row=True)
+        assert caught.value.code == "request.json_rows"
+        assert response_body(arrays, row=False)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["x", "u", "b64", "i", "s"]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    key=st.sampled_from(["instances", "inputs", "signature_name"]),
+    value=JSON,
+    kind=st.sampled_from([pb.DT_FLOAT, pb.DT_INT64, pb.DT_BOOL, pb.DT_STRING, pb.DT_UINT8]),
+)
+def test_any_json_gives_arrays_or_a_typed_error(key: str, value: Any, kind: int) -> None:
+    signature = Signature("s", {"x": TensorSpec(kind, (-1,))}, {}, "")
+    try:
+        arrays = parse_request(json.dumps({key: value}).encode()).decode(signature)
+    except InputError:
+        return
+    assert set(arrays) == {"x"}
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_give_a_request_or_a_typed_error(body: bytes) -> None:
+    try:
+        parse_request(body)
+    except InputError:
+        return
+
+
+@given(
+    st.lists(st.floats(width=32), min_size=1, max_size=20),
+    st.sampled_from([pb.DT_FLOAT]),
+)
+def test_float32_survives_json(values: list[float], kind: int) -> None:
+    array = np.array(values, "f4")
+    body = response_body({"x": array}, row=True).replace(b"predictions", b"instances")
+    signature = Signature("s", {"x": TensorSpec(kind, (-1,))}, {}, "")
+    np.testing.assert_array_equal(parse_request(body).decode(signature)["x"], array)
+
+
+def test_no_log_line_holds_a_tensor(running: Running) -> None:
+    predict(running, {"instances": [123456.78]})
+    running.rest("POST", AFFINE, b'{"instances": ["123456.78"]}')
+    assert "123456.78" not in running.log.getvalue()
+    assert isinstance(running.log, io.StringIO)
