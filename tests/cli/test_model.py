@@ -1,0 +1,168 @@
+"""`sealserve model`, as a person types it."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from sealserve.cli import model as model_cli
+from sealserve.model import catalogue
+from sealserve.model.graphdef import GraphBuilder
+
+CONTENT = b"frozen graph " * 1000
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Path:
+    builder = GraphBuilder()
+    builder.placeholder("input", [None, 4])
+    builder.dense("dense", "input", np.eye(4), np.zeros(4))
+    builder.softmax("predict", "dense")
+    path = tmp_path / "frozen.pb"
+    path.write_bytes(builder.graph.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data" / "sealserve"
+
+
+def run(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(model_cli.app, list(map(str, arguments)))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def as_json(*arguments: str | Path) -> Any:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_every_known_model_is_listed_with_its_source_and_licence() -> None:
+    listed = as_json("list")["models"]
+    assert {entry["name"] for entry in listed} == {entry.name for entry in catalogue.CATALOGUE}
+    assert all(entry["source"] and entry["licence"] for entry in listed)
+    text = run("list").stdout
+    assert "sealserve model fetch resnet50-v15-fp32" in text
+    assert "RANDOM" in text
+
+
+def test_a_frozen_graph_is_imported_and_shown(frozen: Path, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    options = ("--out", out, "--name", "net", "--inputs", "input", "--outputs", "predict")
+    imported = as_json("import", frozen, *options, "--version", "2")
+    assert imported["path"] == str(out / "net" / "2")
+    shown = as_json("show", out / "net" / "2")
+    assert shown["signatures"] == imported["signatures"]
+    (signature,) = shown["signatures"]
+    assert signature["outputs"][0]["shape"] == [None, 4]
+    assert "in   input: DT_FLOAT [?, 4] (input:0)" in run("show", frozen).stdout
+    assert "serving_default" in run("import", frozen, *options).stdout
+
+
+def test_a_list_of_tensors_is_split_at_commas(frozen: Path, tmp_path: Path) -> None:
+    options = ("--out", tmp_path, "--name", "net", "--outputs", "scores = predict:0, dense")
+    with pytest.raises(Exception, match=r"graph\.no_such_node"):
+        run("import", frozen, *options)
+    imported = as_json(
+        "import", frozen, "--out", tmp_path, "--name", "net", "--outputs", "scores=predict, dense"
+    )
+    keys = [spec["key"] for spec in imported["signatures"][0]["outputs"]]
+    assert keys == ["dense", "scores"]
+
+
+def test_a_model_is_built_once(tmp_path: Path) -> None:
+    path = tmp_path / "lite0.pb"
+    made = as_json("build", "efficientnet-lite0", "--out", path)
+    assert made["size"] == path.stat().st_size
+    with pytest.raises(Exception, match=r"model\.exists"):
+        run("build", "efficientnet-lite0", "--out", path)
+    assert "classes" in run("show", path).stdout or "probabilities" in run("show", path).stdout
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The catalogue's published model, published on loopback."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "net.pb").write_bytes(CONTENT)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(site))
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    entry = catalogue.published("resnet50-v15-fp32")
+    local = replace(entry, url=f"http://127.0.0.1:{server.server_address[1]}/net.pb")
+    monkeypatch.setattr(catalogue, "CATALOGUE", (local,))
+    yield local.name
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_published_model_is_fetched_and_its_digest_recorded(published: str, home: Path) -> None:
+    fetched = as_json("fetch", published)
+    path = home / "models" / "net.pb"
+    assert fetched["path"] == str(path)
+    assert path.read_bytes() == CONTENT
+    assert fetched["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+    (record,) = (home / "fetched").iterdir()
+    assert json.loads(record.read_text())["sha256"] == fetched["sha256"]
+    again = run("fetch", published).stdout
+    assert "was here already" in again
+    assert "checked against recorded digest" in again
+
+
+def test_a_digest_can_be_demanded(published: str, home: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"fetch\.digest_mismatch"):
+        run("fetch", published, "--dir", tmp_path / "d", "--sha256", "0" * 64)
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_without_a_network_there_is_one_line_and_a_hint(tmp_path: Path) -> None:
+    """The real program and the real address; a proxy nobody runs stands for "no network"."""
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "TERM": "dumb"}
+    environment |= dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:1")
+    environment |= dict.fromkeys(("no_proxy", "NO_PROXY"), "")
+    done = subprocess.run(
+        [sys.executable, "-m", "sealserve", "model", "fetch", "resnet50-v15-fp32"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 4
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    assert len(errors) == 1
+    assert errors[0].endswith("[fetch.unreachable]")
+    assert lines[-1].startswith("next:")
+
+
+@pytest.mark.parametrize("command", ["list", "fetch", "build", "import", "show"])
+def test_each_command_teaches_by_an_example(command: str) -> None:
+    shown = run(command, "--help").stdout
+    assert f"Example: sealserve model {command}" in " ".join(shown.replace("│", " ").split())
