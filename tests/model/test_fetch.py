@@ -194,6 +194,14 @@ def test_what_cannot_be_resumed_safely_starts_over(site: Site, change: str) -> N
         assert "Range" not in site.behaviour.seen[1]
 
 
+def test_a_damaged_note_of_the_version_starts_over(site: Site) -> None:
+    site.target.parent.mkdir()
+    site.part.write_bytes(b"x" * 100)
+    site.part.with_name("model.pb.part.etag").write_bytes(b'"v1\r\nHost: \xff"')
+    site.fetch(sha256=DIGEST)
+    assert "Range" not in site.behaviour.seen[0]
+
+
 def test_two_versions_are_never_glued_together(site: Site) -> None:
     site.behaviour.breaks = [300_000, 0, 0, 0]
     site.refuse("fetch.interrupted", Unavailable)

@@ -37,6 +37,8 @@ _CHUNK = 1 << 18
 _MAX_IDLE_ATTEMPTS = 3
 _MAX_RECORD_BYTES = 1 << 14
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# Weak ones (W/"...") stand for files that mean the same and cannot guard a range.
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,250}"')
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and the total, if it is known."""
@@ -255,13 +257,14 @@ class _Download:
 
     def _attempt(self) -> None:
         have = self._have()
-        etag = self._etag_file.read_text() if have and self._etag_file.exists() else ""
+        etag = self._etag_file.read_text(errors="replace") if self._etag_file.exists() else ""
         headers = {"Accept-Encoding": "identity"}
-        if etag:
+        resuming = have > 0 and _STRONG_ETAG.fullmatch(etag) is not None
+        if resuming:
             headers |= {"Range": f"bytes={have}-", "If-Range": etag}
         request = urllib.request.Request(self._url, headers=headers)  # noqa: S310 - scheme checked
         with self._open(request) as response:
-            if response.status == 206 and etag:
+            if response.status == 206 and resuming:
                 start, self._total = _content_range(response.headers.get("Content-Range", ""))
                 if start != have:
                     raise http.client.HTTPException("the server sent another range")
@@ -297,7 +300,7 @@ class _Download:
         length = response.headers.get("Content-Length", "")
         self._total = int(length) if length.isascii() and length.isdecimal() else None
         etag = response.headers.get("ETag", "")
-        if etag.startswith('"') and len(etag) < 256:  # weak ones (W/"...") cannot guard a range
+        if _STRONG_ETAG.fullmatch(etag):
             self._etag_file.write_text(etag)
 
     def _have(self) -> int:
