@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import http.server
@@ -67,7 +68,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         cut = behaviour.breaks.pop(0) if behaviour.breaks else len(body)
-        self.wfile.write(body[:cut])
+        with contextlib.suppress(ConnectionError):  # a client may stop reading
+            self.wfile.write(body[:cut])
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
         pass
