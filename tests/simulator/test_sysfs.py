@@ -140,10 +140,11 @@ def test_register_manners(td: Path) -> None:
         assert write_error(registers / name, bytes(48)) == errno.EACCES
 
 
-def test_a_taken_directory_is_refused(tmp_path: Path, platform_dir: Path) -> None:
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, platform_dir: Path) -> None:
+    (tmp_path / "file").write_text("")
     command = [sys.executable, "-m", "sealserve", "simulate", "td", "--mount"]
-    command += [str(tmp_path / "none"), "--platform", str(platform_dir)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += [str(tmp_path / "file" / "td"), "--platform", str(platform_dir)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert result.returncode == 4
     assert "simulator.mount_failed" in result.stderr
 

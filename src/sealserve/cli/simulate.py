@@ -80,7 +80,6 @@ def td(
 
     fence.require_no_tdx()
     firmware = firmware or DEFAULT_FIRMWARE
-    mount.mkdir(parents=True, exist_ok=True)
     software_td = SoftwareTd(SimulatedPlatform.load(platform), firmware)
     console.ERR.print(f"SIMULATION: TD with firmware {firmware!r} under {mount}", markup=False)
     sysfs.mount(

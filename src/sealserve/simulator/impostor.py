@@ -135,13 +135,15 @@ class Impostor:
         return Address(host, port)
 
     def serve(self, stop: threading.Event) -> None:
-        """Accept connections until told to stop; every connection is read to its end."""
+        """Accept connections until told to stop and none is waiting; what they sent is read."""
         threads = []
         with self._socket:
-            while not stop.is_set():
+            while True:
                 try:
                     connection, _ = self._socket.accept()
                 except TimeoutError:
+                    if stop.is_set():
+                        break
                     continue
                 thread = threading.Thread(target=self._receive, args=(connection, stop))
                 thread.start()
@@ -157,10 +159,12 @@ class Impostor:
                 with self._context.wrap_socket(connection, server_side=True) as tls:
                     self._count(handshakes=1)
                     tls.settimeout(_POLL)
-                    while not stop.is_set():
+                    while True:
                         try:
                             data = tls.recv(65536)
                         except TimeoutError:
+                            if stop.is_set():
+                                return
                             continue
                         if not data:
                             return

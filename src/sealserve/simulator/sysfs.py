@@ -228,7 +228,8 @@ def mount(td: SoftwareTd, directory: Path, ready: Callable[[], None]) -> None:
 
     Args:
         td: the TD.
-        directory: an empty directory; its ``kernel`` and ``class`` are sysfs's.
+        directory: an empty directory, made if need be; its ``kernel`` and
+            ``class`` are sysfs's.
         ready: called once, when the tree can be used.
 
     Raises:
@@ -242,6 +243,7 @@ def mount(td: SoftwareTd, directory: Path, ready: Callable[[], None]) -> None:
         "negative_timeout": 0,
     }
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         mfusepy.FUSE(
             _Tree(td, ready),
             str(directory),
@@ -250,11 +252,12 @@ def mount(td: SoftwareTd, directory: Path, ready: Callable[[], None]) -> None:
             fsname="sealserve-SIMULATION",
             **options,
         )
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"libfuse status {error}"
         raise Unavailable(
             "simulator.mount_failed",
-            f"the simulated TD could not be mounted (libfuse status {error})",
+            f"the simulated TD could not be mounted: {reason}",
             where=str(directory),
-            hint="the directory must exist and be empty, and /dev/fuse must be there; after a "
+            hint="the directory must be empty, and /dev/fuse must be there; after a "
             f"crash `fusermount3 -u {directory}` frees it",
         ) from None
