@@ -30,7 +30,7 @@ from sealserve.simulator.td import SoftwareTd
 
 RESOURCE = "models/demo"
 BOOT_ID = bytes(range(16))
-REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2")
 
 
 def utc_now() -> datetime:
@@ -98,7 +98,7 @@ class Clock:
 
 
 def policy_for(td: SoftwareTd, simulation: Literal["allowed", "denied"] = "allowed") -> bytes:
-    """A policy that accepts exactly this TD, before it measures anything at run time."""
+    """A policy that accepts exactly this TD."""
     registers = {name: getattr(td.report, name).hex() for name in REGISTERS}
     policy = Policy(
         releases=(Release(label="test", **registers),),

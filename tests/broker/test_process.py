@@ -98,6 +98,8 @@ def test_a_broker_serves_until_sigterm_and_says_simulation(process: Process) -> 
     pid = process.running.pid
     for name in ("cmdline", "environ"):
         assert b"PLANTED" not in Path(f"/proc/{pid}/{name}").read_bytes()
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    assert any(line.split()[:6] == ["Max", "core", "file", "size", "0", "0"] for line in limits)
     process.running.send_signal(signal.SIGTERM)
     assert process.running.wait(20) == 0
     lines = [json.loads(line) for line in process.stderr.read_text().splitlines()]

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sealserve.attestation import policy_file
+from sealserve.attestation.policy import Release
 from sealserve.attestation.sealing import generate_key
 from sealserve.attestation.verifier import INTEL, Verifier
+from sealserve.broker.audit import describe
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker
-from sealserve.broker.protocol import CHALLENGE_METHOD, RELEASE_METHOD
-from sealserve.errors import Refused, SealserveError, Unavailable
+from sealserve.broker.protocol import MAX_RECORD_BYTES, RELEASE_METHOD
+from sealserve.errors import InputError, Refused
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 from sealserve.wire.broker import v1_pb2
-from tests.broker.conftest import RESOURCE, World, policy_for, serve, utc_now
-from tests.broker.wire import Answer, Relay, Wire
-from tests.conftest import ROOT, missing
+from tests.broker.conftest import REGISTERS, RESOURCE, World, policy_for, serve, utc_now
+from tests.broker.wire import Answer, Wire
+from tests.vectors import read_vector, vector_path
 
-VECTORS = ROOT.parent / "shared" / "vectors"
+PUBLISHED = (
+    "dcap-qvl/tdx_quote",
+    "dcap-qvl/tdx_quote_outdated",
+    "dcap-qvl/tdx_quote_td15ex",
+    "dcap-qvl/sgx_quote",
+    "go-tdx-guest/ccel/cos-113-tdx-quote.dat",
+    "trustee/tdx_quote_4.dat",
+    "trustee/az-tdx-vtpm/td-quote.bin",
+)
 
 
 def test_an_attested_guest_gets_the_secret(world: World) -> None:
@@ -136,7 +147,7 @@ def test_a_guest_with_another_measurement_is_denied_with_codes_only(world: World
     stranger = SoftwareTd(world.platform, "another firmware")
     with Wire(world) as wire:
         answer = wire.release(wire.request(generate_key(), td=stranger))
-    registers = [f"policy.{name}_unknown" for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2")]
+    registers = [f"policy.{name}_unknown" for name in REGISTERS]
     assert answer.status == "PERMISSION_DENIED"
     assert answer.details.split() == ["release.denied", *registers]
     (line,) = world.lines()
@@ -154,6 +165,60 @@ def test_a_guest_that_has_measured_something_is_denied(world: World) -> None:
     assert caught.value.code == "release.denied"
     assert "policy.rtmr3_unknown" in caught.value.message
     assert late.report.rtmr3.hex() not in str(caught.value)
+    text = describe(world.lines()[0])
+    assert f"policy.rtmr3_unknown: expected {'00' * 48} (release test), found" in text
+    assert late.report.rtmr3.hex() in text
+
+
+def test_a_policy_may_name_the_runtime_register_itself(world: World) -> None:
+    late = SoftwareTd(world.platform)
+    late.extend(3, b"x" * 48)
+    registers = {name: getattr(late.report, name).hex() for name in (*REGISTERS, "rtmr3")}
+    policy = policy_file.parse(policy_for(late))
+    named = replace(policy, releases=(Release(label="late", **registers),))
+    world.broker.put_secret(
+        RESOURCE, seal_for(world.broker.identity, world.key),
+        record=b"", owner_public_key=b"", policy=policy_file.dump(named).encode(),
+    )  # fmt: skip
+    assert bytes(world.ask(late).secret) == world.key
+    with pytest.raises(Refused):
+        world.ask()
+
+
+def test_the_largest_secret_and_record_fit_into_an_answer(world: World) -> None:
+    secret, record = bytes(range(256)) * 16, b"r" * MAX_RECORD_BYTES
+    world.broker.put_secret(
+        RESOURCE, seal_for(world.broker.identity, secret),
+        record=record, owner_public_key=b"", policy=policy_for(world.td),
+    )  # fmt: skip
+    released = world.ask()
+    assert (bytes(released.secret), released.record) == (secret, record)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"record": bytes(MAX_RECORD_BYTES + 1)}, "resource.record_too_large"),
+        ({"lease_seconds": 0}, "resource.lease_invalid"),
+        ({"lease_seconds": 2**31}, "resource.lease_invalid"),
+        ({"policy": b"surprise: 1"}, "policy.malformed"),
+        ({"policy": b"\xff\xfe"}, "policy.malformed"),
+        ({"policy": b"required_events: [{name: sealed}]"}, "resource.policy_needs_events"),
+        ({"resource": "Models"}, "resource.name_invalid"),
+    ],
+)
+def test_a_deposit_that_could_not_work_is_not_taken(
+    world: World, change: dict[str, Any], code: str
+) -> None:
+    given: dict[str, Any] = {
+        "resource": RESOURCE, "record": b"", "owner_public_key": b"",
+        "policy": policy_for(world.td), **change,
+    }  # fmt: skip
+    before = world.broker.store.secrets()
+    with pytest.raises(InputError) as caught:
+        world.broker.put_secret(sealed_key=seal_for(world.broker.identity, b"k"), **given)
+    assert caught.value.code == code
+    assert world.broker.store.secrets() == before
 
 
 def test_a_platform_under_another_root_is_denied(world: World) -> None:
@@ -201,22 +266,10 @@ def test_unknown_resources_are_told_to_genuine_guests_only(world: World) -> None
         assert caught.value.code == code
 
 
-def _published() -> list[tuple[str, bytes]]:
-    found = [
-        (str(path.relative_to(VECTORS)), path.read_bytes())
-        for pattern in ("*/tdx_quote*", "*/*quote.bin", "*/sgx_quote", "*/*/*quote.dat")
-        for path in sorted(VECTORS.glob(pattern))
-        if path.suffix not in (".json", ".hex")
-    ]
-    if len(found) < 6:
-        missing("the set of published quotes", "put the shared vectors beside the repository")
-    return found
-
-
 def test_published_quotes_get_nothing(world: World) -> None:
     with Wire(world) as wire:
-        for name, quote in _published():
-            answer = wire.release(wire.request(generate_key(), quote=quote))
+        for name in PUBLISHED:
+            answer = wire.release(wire.request(generate_key(), quote=read_vector(name)))
             assert answer.sealed is None, name
             assert answer.details.startswith(("release.denied ", "release.binding")), name
     assert {line["verdict"] for line in world.lines()} == {"denied"}
@@ -233,10 +286,8 @@ def test_a_genuine_published_quote_in_its_time_is_not_fresh(
     broker: Broker, world: World, name: str, now: datetime
 ) -> None:
     """Intel's anchor and true collateral: all cryptography passes, and still nothing comes."""
-    collateral = VECTORS / "dcap-qvl" / f"{name}_collateral.json"
-    if not collateral.exists():
-        missing("the set of published quotes", "put the shared vectors beside the repository")
-    quote = (VECTORS / "dcap-qvl" / name).read_bytes()
+    collateral = vector_path(f"dcap-qvl/{name}_collateral.json")
+    quote = read_vector(f"dcap-qvl/{name}")
     _, server, _, _ = serve(broker, Verifier(INTEL), collateral, now=lambda: now)
     try:
         with Wire(world, str(server.address)) as wire:
@@ -292,126 +343,3 @@ def test_messages_beyond_the_limit_do_not_reach_the_broker(world: World) -> None
         assert wire.call("/sealserve.broker.v1.KeyBroker/Nothing", b"").status == "UNIMPLEMENTED"
     assert world.lines() == []
     assert bytes(world.ask().secret) == world.key
-
-
-def test_a_planted_key_is_found_nowhere(world: World) -> None:
-    """Database, WAL, directory, logs, audit lines, errors, and every byte on the wire."""
-    relay = Relay(world.server.address.port)
-    through = f"127.0.0.1:{relay.port}"
-    errors: list[str] = []
-    released = world.ask(address=through)
-    for td in (SoftwareTd(world.platform, "other"), SoftwareTd(SimulatedPlatform.new(utc_now()))):
-        with pytest.raises(SealserveError) as caught:
-            world.ask(td, address=through)
-        errors.append(f"{caught.value!r} {caught.value} {caught.value.to_dict()}")
-    relay.close()
-    with Wire(world) as wire:
-        answer = wire.release(wire.request(generate_key()))
-    places = {
-        "wire": bytes(relay.recorded),
-        "message": answer.sealed or b"",
-        "errors": "".join(errors).encode(),
-        "log": world.log.getvalue().encode(),
-        "repr": repr(released).encode() + repr(world.broker).encode(),
-        **{str(path): path.read_bytes() for path in world.broker.root.iterdir()},
-    }
-    assert any(name.endswith("-wal") for name in places)
-    assert len(places["wire"]) > 10_000
-    assert bytes(released.secret) == world.key  # what we look for is what was released
-    for name, content in places.items():
-        for planted in (b"PLANTED-KEY", world.key[11:27], world.key[-16:].hex().encode()):
-            assert planted not in content, name
-
-
-def test_every_log_line_of_a_simulation_says_so(world: World) -> None:
-    world.ask()
-    with pytest.raises(Refused):
-        world.ask(SoftwareTd(world.platform, "other"))
-    with Wire(world) as wire:
-        wire.call(CHALLENGE_METHOD, b"\xff")
-    lines = world.log.getvalue().splitlines()
-    assert len(lines) == 3
-    assert all("SIMULATION" in line for line in lines)
-
-
-def test_without_an_audit_line_there_is_no_release(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise Unavailable("store.unavailable", "the disk is full")
-
-    monkeypatch.setattr(type(world.decide._audit), "append", fail)
-    with pytest.raises(Unavailable) as caught:
-        world.ask()
-    assert caught.value.code == "release.not_recorded"
-    monkeypatch.undo()
-    assert world.lines() == []
-    assert bytes(world.ask().secret) == world.key
-
-
-def test_the_audit_line_is_on_disk_before_the_answer(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When the decision returns, a process of its own would already read the line."""
-    seen: list[int] = []
-    original = world.decide.release
-
-    def watched(request: Any) -> Any:
-        decision = original(request)
-        with sqlite3.connect(f"file:{world.broker.root}/broker.db?mode=ro", uri=True) as other:
-            row = other.execute("SELECT count FROM audit_head").fetchone()
-        other.close()
-        seen.append(row[0])
-        return decision
-
-    before = world.broker.audit.length()
-    monkeypatch.setattr(world.decide, "release", watched)
-    world.ask()
-    assert seen == [before + 1]
-
-
-def test_trouble_inside_the_broker_is_not_told_to_the_peer(world: World) -> None:
-    with sqlite3.connect(world.broker.root / "broker.db") as connection:
-        connection.execute("UPDATE secrets SET wrapped = zeroblob(92)")
-    connection.close()
-    with pytest.raises(Unavailable) as caught:
-        world.ask()
-    assert caught.value.code == "release.unavailable"
-    (line,) = world.lines()
-    assert line["verdict"] == "failed"
-    assert line["reasons"][0]["code"] == "kek.unwrap_failed"
-
-
-def test_a_bug_is_answered_and_recorded_without_its_text(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> bytes:
-        raise RuntimeError(f"planted {world.key!r}")
-
-    monkeypatch.setattr("sealserve.broker.release.seal", broken)
-    with pytest.raises(Unavailable) as caught:
-        world.ask()
-    assert caught.value.code == "release.unavailable"
-    (line,) = world.lines()
-    assert line["reasons"][0]["code"] == "internal.unexpected"
-    assert "RuntimeError at test_release.py" in line["reasons"][0]["message"]
-    assert "planted" not in str(line) + world.log.getvalue()
-
-
-def test_new_collateral_is_taken_up_and_bad_collateral_is_not(world: World, tmp_path: Path) -> None:
-    path = tmp_path / "collateral.json"
-    good = path.read_bytes()
-    world.ask()
-    path.write_bytes(b"{}")
-    assert bytes(world.ask().secret) == world.key
-    assert "collateral not read" in world.log.getvalue()
-    path.write_bytes(world.platform.collateral(utc_now() - timedelta(days=40)))
-    with pytest.raises(Refused) as caught:
-        world.ask()
-    assert "collateral.expired" in caught.value.message
-    path.write_bytes(good)
-    world.ask()
-    path.unlink()
-    world.ask()
-    codes = [line["code"] for line in world.lines()]
-    assert codes == ["released", "released", "release.denied", "released", "released"]

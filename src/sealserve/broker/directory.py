@@ -109,7 +109,8 @@ class Broker:
 
         Raises:
             InputError: ``resource.name_invalid``, ``resource.record_too_large``,
-                ``resource.lease_invalid``, ``deposit.malformed``, ``policy.malformed``.
+                ``resource.lease_invalid``, ``deposit.malformed``, ``policy.malformed``,
+                ``resource.policy_needs_events``.
             Refused: ``sealing.not_opened``.
             Unavailable: ``store.unavailable``.
         """
@@ -122,7 +123,13 @@ class Broker:
             )
         if not 1 <= lease_seconds < 2**31:
             raise InputError("resource.lease_invalid", f"a lease of {lease_seconds} s is no lease")
-        policy_file.parse(policy)
+        if policy_file.parse(policy).required_events:
+            raise InputError(
+                "resource.policy_needs_events",
+                "the policy requires runtime events, which no guest has before it has the key",
+                where="required_events",
+                hint="leave them out here; they belong in the policy of the clients",
+            )
         secret = open_deposit(self._deposit_key(), self.identity, sealed_key)
         check(secret)
         with self.store.writing() as session:

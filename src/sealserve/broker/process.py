@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -61,6 +62,8 @@ def serve(options: ServeOptions) -> None:
         Refused: ``kek.*``, ``chain.anchor_not_simulation``, ``store.*``.
         InputError: ``chain.anchor_malformed``, ``collateral.*``, ``identity.malformed``.
     """
+    # Secrets pass through this process's memory: no core dump may keep them.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopping.set())
