@@ -64,11 +64,12 @@ def test_sigterm_finishes_the_request_under_way_and_exits_0(models: Path, tmp_pa
         body = b'{"instances": [1, 2]}'
         connection.putrequest("POST", "/v1/models/m:predict")
         connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders(body[:5])
-        wait_until_read(connection)
+        connection.putheader("Expect", "100-continue")
+        connection.endheaders()
+        wait_until_asked_for_the_body(connection)
         child.send_signal(signal.SIGTERM)
         wait_until_closed(ports["rest"])
-        connection.send(body[5:])
+        connection.send(body)
         response = connection.getresponse()
         assert (response.status, json.loads(response.read())) == (200, {"predictions": [5.0, 9.0]})
         connection.close()
@@ -84,11 +85,11 @@ def test_sigterm_finishes_the_request_under_way_and_exits_0(models: Path, tmp_pa
     assert warned == ["--enable_batching"]
 
 
-def wait_until_read(connection: http.client.HTTPConnection) -> None:
-    """Until the server's kernel has handed the bytes on; a second request proves it accepts."""
-    assert connection.sock is not None
-    other = http.client.HTTPConnection(*connection.sock.getpeername()[:2])
-    other.close()
+def wait_until_asked_for_the_body(connection: http.client.HTTPConnection) -> None:
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += connection.sock.recv(1)
+    assert answer.startswith(b"HTTP/1.1 100 ")
 
 
 def wait_until_closed(port: int) -> None:

@@ -53,13 +53,13 @@ def test_the_identity_is_chosen_by_server_name(
 
 def test_rest_speaks_no_tls_below_1_3(running: Running) -> None:
     old = {"maximum_version": ssl.TLSVersion.TLSv1_2}
-    with pytest.raises(ssl.SSLError, match=r"(?i)version"):
+    with pytest.raises(ssl.SSLError):
         certificate_shown(running.rest_port, OWNER_NAME, **old)
     assert certificate_shown(running.grpc_port, OWNER_NAME, **old) == running.owner.der
 
 
 def test_grpc_speaks_no_tls_below_1_2(running: Running) -> None:
-    with pytest.raises(ssl.SSLError), pytest.warns(DeprecationWarning):
+    with pytest.raises(ssl.SSLError), pytest.warns(DeprecationWarning, match="TLSv1"):
         certificate_shown(
             running.grpc_port,
             OWNER_NAME,

@@ -25,6 +25,7 @@ from typing import Any
 import uvicorn
 from google.protobuf.json_format import MessageToDict
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -72,7 +73,10 @@ class RestFront:
         self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(
             uvicorn.Config(
-                Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST"])]),
+                Starlette(
+                    routes=[Route("/{path:path}", self._answer, methods=["GET", "POST"])],
+                    exception_handlers={HTTPException: _malformed},
+                ),
                 log_config=None,
                 log_level="critical",
                 access_log=False,
@@ -201,6 +205,12 @@ def _spec(match: re.Match[str]) -> ModelSpec:
 
 def _json(body: bytes, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
+
+
+async def _malformed(request: Request, error: Exception) -> Response:
+    """Methods that no path has; Starlette refuses them before they come to us."""
+    del error
+    return _json(dump({"error": f"Malformed request: {request.method} {request.url.path}"}), 400)
 
 
 def _bind(address: str, port: int) -> socket.socket:
