@@ -14,6 +14,7 @@ import pytest
 from sealserve.attestation.sealing import generate_key
 from sealserve.broker.protocol import CHALLENGE_METHOD
 from sealserve.broker.service import _host_of
+from sealserve.broker.status import status_of
 from sealserve.errors import Refused, SealserveError, Unavailable
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
@@ -59,6 +60,10 @@ def test_every_log_line_of_a_simulation_says_so(world: World) -> None:
     lines = world.log.getvalue().splitlines()
     assert len(lines) == 3
     assert all("SIMULATION" in line for line in lines)
+    status = status_of(world.broker.root)
+    assert "models/demo  version 1" in status.to_text()
+    assert status.to_text().count("SIMULATION allowed") == 2
+    assert {each["simulation"] for each in status.to_dict()["resources"]} == {"allowed"}
 
 
 def test_without_an_audit_line_there_is_no_release(

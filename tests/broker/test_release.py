@@ -166,6 +166,7 @@ def test_a_guest_that_has_measured_something_is_denied(world: World) -> None:
     assert "policy.rtmr3_unknown" in caught.value.message
     assert late.report.rtmr3.hex() not in str(caught.value)
     text = describe(world.lines()[0])
+    assert "denied models/demo from 127.0.0.1 SIMULATION" in text.splitlines()[0]
     assert f"policy.rtmr3_unknown: expected {'00' * 48} (release test), found" in text
     assert late.report.rtmr3.hex() in text
 

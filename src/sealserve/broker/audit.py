@@ -172,6 +172,7 @@ def describe(entry: Mapping[str, Any]) -> str:
     """One line of the log, parsed, as text for people."""
     subject = entry.get("resource", "(no resource)")
     head = f"{entry['time']}  {entry['event']}  {entry.get('verdict', '')}  {subject}"
+    simulated = "  SIMULATION" if "SIMULATION" in entry.get("anchor", "") else ""
     origin = f"  from {entry['peer']}" if "peer" in entry else ""
     details = []
     for reason in entry.get("reasons", ()):
@@ -180,7 +181,7 @@ def describe(entry: Mapping[str, Any]) -> str:
         else:
             why = reason.get("message", "")
         details.append(f"\n    {reason['code']}: {why}")
-    return " ".join(f"{head}{origin}".split()) + "".join(details)
+    return " ".join(f"{head}{origin}{simulated}".split()) + "".join(details)
 
 
 def _check(rows: Iterable[tuple[int, str, str]]) -> ChainHead:

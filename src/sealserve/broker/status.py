@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sealserve.attestation import policy_file
 from sealserve.broker.directory import open_broker
 from sealserve.broker.store import Resource
 from sealserve.errors import Refused
@@ -50,6 +51,7 @@ class BrokerStatus:
                     "secret_version": resource.secret_version,
                     "policy_sha256": resource.policy_sha256,
                     "lease_seconds": resource.lease_seconds,
+                    "simulation": _simulation(resource),
                 }
                 for resource in self.resources
             ],
@@ -68,8 +70,13 @@ class BrokerStatus:
         ]
         for resource in self.resources:
             version, policy = resource.secret_version, resource.policy_sha256[:16]
-            lines.append(f"  {resource.name}  version {version}  policy {policy}")
+            loud = "  SIMULATION allowed" if _simulation(resource) == "allowed" else ""
+            lines.append(f"  {resource.name}  version {version}  policy {policy}{loud}")
         return "\n".join(lines)
+
+
+def _simulation(resource: Resource) -> str:
+    return policy_file.parse(resource.policy).simulation
 
 
 def status_of(root: Path) -> BrokerStatus:
