@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,30 +102,47 @@ def plain(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def nothing_left() -> Callable[[], None]:
-    """A check that this test added no loop device, mount, child or temporary directory."""
-    before = _footprint()
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A check that this test left no loop device, mount, child or temporary directory."""
+    temporary = tmp_path.parent / f"{tmp_path.name}-tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    before = set(_children_of(os.getpid()))
+
+    def left() -> list[str]:
+        return [
+            *(line for line in _lines("/proc/self/mountinfo") if str(tmp_path) in line),
+            *(
+                f"{path} on {line}"
+                for path in _loops()
+                for line in _lines(path)
+                # The second is what a loop device shows when the FUSE mount under it is gone.
+                if str(tmp_path) in line or line == "/volume"
+            ),
+            *(f"child {pid}" for pid in set(_children_of(os.getpid())) - before),
+            *map(str, temporary.iterdir()),
+        ]
 
     def check() -> None:
-        after = _footprint()
         for _ in range(50):
-            if after == before:
+            if not left():
                 return
-            subprocess.run(["sleep", "0.1"], check=True)  # loop devices go a moment later
-            after = _footprint()
-        assert after == before
+            time.sleep(0.1)  # loop devices, and what a killed parent leaves, go a moment later
+        assert left() == []
 
     return check
 
 
-def _footprint() -> dict[str, set[str]]:
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    return {
-        "mounts": {line.split()[4] for line in mounts},
-        "loops": {str(p) for p in Path("/sys/block").glob("loop*/loop/backing_file")},
-        "children": set(_children_of(os.getpid())),
-        "directories": {str(p) for p in Path("/tmp").glob("sealserve-volume-*")},
-    }
+def _loops() -> list[str]:
+    return [str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:  # a loop device of someone else went away
+        return []
 
 
 def _children_of(pid: int) -> list[str]:

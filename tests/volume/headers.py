@@ -135,44 +135,47 @@ EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
     "part of another kind": _set("keyslots", []),
 }
 
-CRAFTED: dict[str, Callable[[bytes], bytes]] = {
-    name: (lambda area, edit=edit: with_metadata(area, edit))  # type: ignore[misc]
-    for name, edit in EDITS.items()
-} | {
-    "no magic": lambda area: with_binary(area, 0, b"XXXX"),
-    "LUKS1": lambda area: with_binary(area, 6, b"\0\1"),
-    "metadata size": lambda area: with_binary(area, 8, struct.pack(">Q", 0x8000)),
-    "endless metadata size": lambda area: with_binary(area, 8, b"\xff" * 8),
-    "label": lambda area: with_binary(area, 24, b"evil"),
-    "checksum algorithm": lambda area: with_binary(area, 72, b"md5\0\0\0"),
-    "another uuid": lambda area: with_binary(area, 168, b"99999999"),
-    "subsystem": lambda area: with_binary(area, 208, b"evil"),
-    "header offset": lambda area: with_binary(area, 256, b"\xff" * 8),
-    "padding": lambda area: with_binary(area, 300, b"x"),
-    "tail": lambda area: with_binary(area, 4000, b"x"),
-    "primary only": lambda area: area[:COPY] + bytes(COPY) + area[2 * COPY :],
-    "secondary only": lambda area: bytes(COPY) + area[COPY:],
-    "sequence ids differ": lambda area: with_binary(area, 16, b"\0" * 7 + b"\x63", both=False),
-    "checksum": lambda area: area[:448] + b"\xff" + area[449:],
-    "newer secondary": lambda area: with_text(
-        area, json.dumps(metadata(area) | {"tokens": {"0": {}}}).encode(), copies=(COPY,)
-    ),
-    "doubled key": lambda area: with_text(
-        area, json.dumps(metadata(area)).encode().replace(b"{", b'{"tokens": {}, ', 1)
-    ),
-    "bytes behind": lambda area: with_text(area, json.dumps(metadata(area)).encode() + b"\0 "),
-    "two documents": lambda area: with_text(area, json.dumps(metadata(area)).encode() + b" {}"),
-    "fraction": lambda area: with_text(
-        area, json.dumps(metadata(area)).encode().replace(b": 4096}", b": 4096.0}")
-    ),
-    "not a number": lambda area: with_text(
-        area, json.dumps(metadata(area)).encode().replace(b": 4096}", b": NaN}")
-    ),
-    "deep": lambda area: with_text(area, b"[" * 12288),
-    "long number": lambda area: with_text(area, b"[" + b"9" * 12000 + b"]"),
-    "not text": lambda area: with_text(area, b"\xff\xfe{}"),
-    "empty": lambda area: with_text(area, b""),
-    "a list": lambda area: with_text(area, b"[]"),
-    "cut off": lambda area: area[:-4096],
-    "zeros": lambda area: bytes(len(area)),
-}
+CRAFTED: dict[str, Callable[[bytes], bytes]] = (
+    {
+        name: (lambda area, edit=edit: with_metadata(area, edit))  # type: ignore[misc]
+        for name, edit in EDITS.items()
+    }
+    | {
+        "no magic": lambda area: with_binary(area, 0, b"XXXX"),
+        "LUKS1": lambda area: with_binary(area, 6, b"\0\1"),
+        "metadata size": lambda area: with_binary(area, 8, struct.pack(">Q", 0x8000)),
+        "endless metadata size": lambda area: with_binary(area, 8, b"\xff" * 8),
+        "label": lambda area: with_binary(area, 24, b"evil"),
+        "checksum algorithm": lambda area: with_binary(area, 72, b"md5\0\0\0"),
+        "another uuid": lambda area: with_binary(area, 168, b"99999999"),
+        "subsystem": lambda area: with_binary(area, 208, b"evil"),
+        "header offset": lambda area: with_binary(area, 256, b"\xff" * 8),
+        "padding": lambda area: with_binary(area, 300, b"x"),
+        "tail": lambda area: with_binary(area, 4000, b"x"),
+        "primary only": lambda area: area[:COPY] + bytes(COPY) + area[2 * COPY :],
+        "secondary only": lambda area: bytes(COPY) + area[COPY:],
+        "sequence ids differ": lambda area: with_binary(area, 16, b"\0" * 7 + b"\x63", both=False),
+        "checksum": lambda area: area[:448] + b"\xff" + area[449:],
+        "newer secondary": lambda area: with_text(
+            area, json.dumps(metadata(area) | {"tokens": {"0": {}}}).encode(), copies=(COPY,)
+        ),
+        "doubled key": lambda area: with_text(
+            area, json.dumps(metadata(area)).encode().replace(b"{", b'{"tokens": {}, ', 1)
+        ),
+        "bytes behind": lambda area: with_text(area, json.dumps(metadata(area)).encode() + b"\0 "),
+        "two documents": lambda area: with_text(area, json.dumps(metadata(area)).encode() + b" {}"),
+        "fraction": lambda area: with_text(
+            area, json.dumps(metadata(area)).encode().replace(b": 4096}", b": 4096.0}")
+        ),
+        "not a number": lambda area: with_text(
+            area, json.dumps(metadata(area)).encode().replace(b": 4096}", b": NaN}")
+        ),
+        "deep": lambda area: with_text(area, b"[" * 12288),
+        "long number": lambda area: with_text(area, b"[" + b"9" * 12000 + b"]"),
+        "not text": lambda area: with_text(area, b"\xff\xfe{}"),
+        "empty": lambda area: with_text(area, b""),
+        "a list": lambda area: with_text(area, b"[]"),
+        "cut off": lambda area: area[:-4096],
+        "zeros": lambda area: bytes(len(area)),
+    }
+)

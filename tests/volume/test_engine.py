@@ -118,9 +118,7 @@ def test_truncated_or_extended(copy: Path, sealed: Sealed, change: int) -> None:
     assert caught.value.code == "volume.size_mismatch"
 
 
-def test_older_and_foreign_files(
-    sealed: Sealed, tmp_path: Path, source: Path, copy: Path
-) -> None:
+def test_older_and_foreign_files(sealed: Sealed, tmp_path: Path, source: Path, copy: Path) -> None:
     """The same owner, key and source, sealed once more: yet it is another volume."""
     other = tmp_path / "other.seal"
     raw = create_sealed(

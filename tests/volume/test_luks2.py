@@ -133,10 +133,13 @@ _FREE = ("slot", "digest_iterations", "digest_salt", "digest")
 
 
 def _accepted_only_if_equal(mutant: bytes, area: bytes, sealed: Sealed) -> None:
+    refusal = ""
     try:
         header = parse(mutant, sealed)
     except Refused as error:
-        assert error.code == "volume.header_refused"
+        refusal = error.code
+    if refusal:
+        assert refusal == "volume.header_refused"
         return
     # What the whitelist leaves open are bounded derivation costs and random values.
     expected = parse(area, sealed)

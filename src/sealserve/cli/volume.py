@@ -164,10 +164,12 @@ def mount(
     import signal
     import threading
 
+    from sealserve import logs
     from sealserve.volume.cipher import wipe
     from sealserve.volume.mount import mount_sealed
     from sealserve.volume.process import read_key
 
+    logs.configure(program="sealserve volume")
     # From here on a signal only ends the wait below, so nothing is left half way.
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

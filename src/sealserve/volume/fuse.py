@@ -14,12 +14,10 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
 import json
 import os
-import resource
-import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -29,7 +27,9 @@ from typing import Any, Final, TypeVar
 import mfusepy
 import structlog
 
-from sealserve.errors import InternalError, SealserveError, Unavailable
+from sealserve import logs
+from sealserve.errors import SealserveError, Unavailable
+from sealserve.hardening import end_with_parent, forbid_core_dumps
 from sealserve.volume.child import FILE_NAME, lazy_unmount
 from sealserve.volume.cipher import wipe
 from sealserve.volume.engine import SealedView, WritableView
@@ -38,8 +38,6 @@ from sealserve.volume.record import BLOCK_SIZE, decode_payload
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
-_PR_SET_DUMPABLE: Final = 4
 _CAP_WRITEBACK_CACHE: Final = 1 << 16  # <fuse_common.h> of libfuse 3
 _PATH: Final = f"/{FILE_NAME}"
 _MAX_LOGGED: Final = 10
@@ -149,11 +147,12 @@ def main(arguments: list[str]) -> int:
     """
     mode, directory, *numbers = arguments
     file, settings_file, key_pipe, status = map(int, numbers)
-    _harden()
+    forbid_core_dumps()
+    logs.configure(program="sealserve volume")
     with os.fdopen(settings_file, "rb") as stream:
         settings = json.load(stream)
     try:
-        _end_with(settings["parent"])
+        end_with_parent(settings["parent"])
         view = _open_view(mode, file, settings, read_key(key_pipe))
     except SealserveError as error:
         _report(status, error)
@@ -167,7 +166,7 @@ def main(arguments: list[str]) -> int:
     finally:
         view.close()
         if os.getppid() != settings["parent"]:
-            _release_consumer(settings.get("mountpoint"))
+            _tidy_up(directory, settings.get("mountpoint"))
     return 0
 
 
@@ -213,31 +212,16 @@ def _report(status: int, error: SealserveError) -> None:
     os.write(status, json.dumps(answer).encode() + b"\n")
 
 
-def _harden() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
-    # A parent may block signals; a blocked mask is inherited, and ours must get through.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+def _tidy_up(directory: str, mountpoint: str | None) -> None:
+    """What the parent would have done, had it lived.
 
-
-def _end_with(parent: int) -> None:
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it was gone before the line above
-        raise Unavailable("volume.parent_gone", "the process that asked for the volume is gone")
-
-
-def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
-        raise InternalError("volume.prctl_failed", f"prctl({option}) is not allowed")
-
-
-def _release_consumer(mountpoint: str | None) -> None:
-    """After the parent's death: take away the mount that stood on our file.
-
-    A loop device under it goes with the mount (it was attached so).
+    The mount that stood on our file goes, and a loop device under it goes with
+    it (it was attached so).
     """
     if mountpoint and is_mounted(Path(mountpoint)):
         lazy_unmount(Path(mountpoint))
+    with contextlib.suppress(OSError):
+        Path(directory).rmdir()
 
 
 if __name__ == "__main__":

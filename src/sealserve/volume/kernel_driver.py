@@ -124,7 +124,14 @@ class KernelMapping:
 def attach_loop(path: Path, runner: Runner) -> str:
     """Attach a read-only loop device to a file; returns the device's path."""
     command = ["losetup", "--read-only", "--direct-io=on", "--find", "--show", "--", str(path)]
-    return runner(command).strip()
+    try:
+        return runner(command).strip()
+    except BaseException:
+        # Cut off between its work and its answer: the file still knows its device.
+        listing = ["losetup", "--noheadings", "--output=NAME", "--associated", str(path)]
+        for device in runner(listing).split():
+            runner(["losetup", "--detach", device])
+        raise
 
 
 def _verity_command(record: VolumeRecord, loop: str, name: str) -> list[str]:

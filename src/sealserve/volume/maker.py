@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 
 from sealserve.errors import InputError, Unavailable
 from sealserve.volume.child import FuseChild, require_fuse
@@ -104,13 +105,15 @@ def create_sealed(
     _check_target(path, force=force)
     tree = scan(source)
     plan = _Plan(
-        name=_checked_name(name, version),
+        name=name,
         version=version,
         uuid=str(uuids.uuid4()),
+        key_id=key_id_of(key),
         data_size=_checked_size(size, tree),
         models=find_models(source),
         inodes=tree.inodes,
     )
+    _check_plan(plan, owner_key)
     require_fuse()
     report = _Reporter(progress, plan.data_size, plan.hash_offset)
     try:
@@ -129,7 +132,7 @@ def create_sealed(
                     where=str(source),
                     hint="run it again when nothing writes there",
                 )
-            record = _finish(descriptor, plan, key, report)
+            record = _finish(descriptor, plan, report)
             os.fsync(descriptor)
             partial.replace(path)
         fsync_directory(path.parent)
@@ -147,6 +150,7 @@ class _Plan:
     name: str
     version: int
     uuid: str
+    key_id: str
     data_size: int
     models: tuple[ModelEntry, ...]
     inodes: int
@@ -154,6 +158,29 @@ class _Plan:
     @property
     def hash_offset(self) -> int:
         return SEGMENT_OFFSET + self.data_size
+
+    @property
+    def data_blocks(self) -> int:
+        return self.hash_offset // BLOCK_SIZE
+
+    def record(self, header_sha256: str, salt: str, root_hash: str) -> VolumeRecord:
+        return VolumeRecord(
+            name=self.name,
+            uuid=self.uuid,
+            version=self.version,
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            data_size=self.data_size,
+            header=HeaderPin(sha256=header_sha256, size=SEGMENT_OFFSET),
+            segment_offset=SEGMENT_OFFSET,
+            verity=VerityParameters(
+                data_blocks=self.data_blocks,
+                hash_offset=self.hash_offset,
+                salt=salt,
+                root_hash=root_hash,
+            ),
+            key_id=self.key_id,
+            models=self.models,
+        )
 
 
 class _Reporter:
@@ -189,11 +216,12 @@ def _check_target(path: Path, *, force: bool) -> None:
         )
 
 
-def _checked_name(name: str, version: int) -> str:
-    probe = {"name": name, "version": version, "digest": "0" * 64}
+def _check_plan(plan: _Plan, owner_key: Ed25519PrivateKey) -> None:
+    """Make and sign a record with zeros for digests: better now than after an hour's work."""
+    zeros = "0" * 64
     try:
-        return ModelEntry.model_validate(probe).name
-    except ValueError:
+        sign_record(plan.record(zeros, zeros, zeros), owner_key)
+    except ValidationError:
         raise InputError(
             "volume.name",
             "a volume's name has letters, digits and . _ -, and its version counts from 1",
@@ -323,28 +351,9 @@ def _watching(partial: Path, report: _Reporter) -> Iterator[None]:
         thread.join()
 
 
-def _finish(
-    descriptor: int, plan: _Plan, key: bytes | bytearray, report: _Reporter
-) -> VolumeRecord:
+def _finish(descriptor: int, plan: _Plan, report: _Reporter) -> VolumeRecord:
     """Append the tree; state in a record what the file now is."""
     salt = secrets.token_bytes(32)
-    data_blocks = plan.hash_offset // BLOCK_SIZE
-    root = append_tree(descriptor, data_blocks, salt, report.hashed)
+    root = append_tree(descriptor, plan.data_blocks, salt, report.hashed)
     area = read_exactly(descriptor, SEGMENT_OFFSET, 0)
-    return VolumeRecord(
-        name=plan.name,
-        uuid=plan.uuid,
-        version=plan.version,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        data_size=plan.data_size,
-        header=HeaderPin(sha256=hashlib.sha256(area).hexdigest(), size=SEGMENT_OFFSET),
-        segment_offset=SEGMENT_OFFSET,
-        verity=VerityParameters(
-            data_blocks=data_blocks,
-            hash_offset=plan.hash_offset,
-            salt=salt.hex(),
-            root_hash=root.hex(),
-        ),
-        key_id=key_id_of(key),
-        models=plan.models,
-    )
+    return plan.record(hashlib.sha256(area).hexdigest(), salt.hex(), root.hex())
