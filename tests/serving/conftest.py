@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from sealserve.logs import make_log
 from sealserve.serving import flags
-from sealserve.serving.log import make_log
 from sealserve.serving.server import Server
 
 OWNER_NAME = "grpc.tf.service.com"

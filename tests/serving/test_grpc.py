@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sealserve.logs import make_log
 from sealserve.serving.catalog import Catalog
 from sealserve.serving.config import ModelConfig, ServerConfig
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.grpc_front import GrpcFront
-from sealserve.serving.log import make_log
 from sealserve.serving.runtimes.base import Model, Runtime, Signature, TensorSpec
 from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb

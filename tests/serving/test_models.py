@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sealserve.errors import InputError
+from sealserve.logs import make_log
 from sealserve.serving.catalog import Catalog, ModelSpec, State
 from sealserve.serving.config import All, Latest, ModelConfig, RuntimeConfig, Specific
 from sealserve.serving.dataplane import Dataplane
-from sealserve.serving.log import make_log
 from sealserve.serving.runtimes.openvino import OpenVinoRuntime
 from sealserve.serving.status import Status
 from tests.serving.conftest import Running

@@ -14,8 +14,8 @@ import grpc
 import pytest
 
 from sealserve.errors import InputError, Refused
+from sealserve.logs import make_log
 from sealserve.serving.config import TlsConfig
-from sealserve.serving.log import make_log
 from sealserve.serving.tls import Identity, TlsSource
 from sealserve.wire.serving import api_pb2
 from tests.serving.conftest import (

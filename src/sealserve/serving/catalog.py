@@ -20,8 +20,8 @@ from enum import IntEnum
 from pathlib import Path
 
 from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
+from sealserve.logs import Log
 from sealserve.serving.config import Latest, ModelConfig, Specific
-from sealserve.serving.log import Log
 from sealserve.serving.runtimes.base import Model, Runtime
 from sealserve.serving.status import Status, status_of
 

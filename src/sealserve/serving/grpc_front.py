@@ -20,10 +20,10 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from sealserve.errors import InputError, SealserveError, Unavailable
+from sealserve.logs import Log
 from sealserve.serving.catalog import ModelSpec
 from sealserve.serving.config import ServerConfig
 from sealserve.serving.dataplane import Dataplane
-from sealserve.serving.log import Log
 from sealserve.serving.runtimes.base import Signature
 from sealserve.serving.status import Status, status_of
 from sealserve.serving.tls import Identities, TlsSource

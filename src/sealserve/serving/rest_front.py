@@ -31,10 +31,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
+from sealserve.logs import Log
 from sealserve.serving.catalog import ModelSpec
 from sealserve.serving.config import ServerConfig
 from sealserve.serving.dataplane import Dataplane
-from sealserve.serving.log import Log
 from sealserve.serving.rest_json import dump, parse_request, response_body
 from sealserve.serving.status import HTTP_STATUS, status_of
 from sealserve.serving.tls import TlsSource

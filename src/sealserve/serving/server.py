@@ -17,11 +17,12 @@ import threading
 from types import FrameType
 
 from sealserve import __version__
+from sealserve.hardening import forbid_core_dumps
+from sealserve.logs import Log, make_log
 from sealserve.serving.catalog import Catalog
 from sealserve.serving.config import ServerConfig
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.grpc_front import GrpcFront
-from sealserve.serving.log import Log, make_log
 from sealserve.serving.rest_front import RestFront
 from sealserve.serving.runtimes.openvino import OpenVinoRuntime
 from sealserve.serving.tls import TlsSource
@@ -139,6 +140,7 @@ def run(config: ServerConfig) -> None:
     Raises:
         SealserveError: the server could not start.
     """
+    forbid_core_dumps()  # this process holds TLS keys and the owner's models
     server = Server(config)
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives import serialization
 from google.protobuf import text_format
 
 from sealserve.errors import InputError, Refused, SealserveError
+from sealserve.logs import Log
 from sealserve.serving.config import TlsConfig, read_text_file
-from sealserve.serving.log import Log
 from sealserve.wire.serving import config_pb2
 
 __all__ = ["Identities", "Identity", "TlsSource"]

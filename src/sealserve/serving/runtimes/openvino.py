@@ -41,8 +41,8 @@ from openvino.frontend import (
 )
 
 from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
+from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
-from sealserve.serving.log import Log
 from sealserve.serving.runtimes.base import Model, Runtime, Signature, TensorSpec
 from sealserve.serving.runtimes.exactness import WIDE_LIMIT, inexact_operations
 from sealserve.serving.runtimes.saved_model import (
@@ -136,7 +136,11 @@ class OpenVinoRuntime(Runtime):
                 f"the model has no signature that can be served. {reasons}".strip(),
                 where=str(path),
             )
-        definitions = dict(meta.signature_def)
+        # Copies: a message inside another keeps all of it in memory, weights included.
+        definitions = {
+            key: graph_pb2.SignatureDef.FromString(wire.SerializeToString())
+            for key, wire in meta.signature_def.items()
+        }
         return _OpenVinoModel(
             definitions, compiled, {key: error.message for key, error in refused.items()}
         )
