@@ -100,9 +100,13 @@ def parse(raw: bytes) -> Policy:
 
 
 def dump(policy: Policy) -> str:
-    """The policy as a YAML document that :func:`parse` reads; absent rules are left out."""
+    """The policy as a YAML document that :func:`parse` reads back as the same policy."""
+    absent = Policy()
     document = {
-        name: value for name, value in asdict(policy).items() if value is not None and value != ()
+        name: value
+        for name, value in asdict(policy).items()
+        # `[]` where absence means "no rule" accepts nothing: it must be written.
+        if value is not None and not (value == () == getattr(absent, name))
     }
     return yaml.safe_dump(_plain(document), sort_keys=False, width=120)
 

@@ -232,7 +232,11 @@ class Verifier:
 
 
 def _check_window(collateral: Collateral, now: datetime) -> None:
-    """Say *which* part is out of its time; the library would only say that one is."""
+    """Refuse what is out of its time, and say which part it is.
+
+    The library would not name the part, and it does not look at a CRL's
+    ``thisUpdate`` at all.
+    """
     for deadline in collateral.deadlines:
         if now < deadline.begins:
             raise Refused(
