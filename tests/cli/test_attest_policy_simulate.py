@@ -1,0 +1,225 @@
+"""The commands `attest`, `policy` and `simulate`, run as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from sealserve.attestation import policy_file
+from sealserve.attestation.policy import Policy
+from sealserve.simulator.platform import SimulatedPlatform
+from sealserve.simulator.td import SoftwareTd
+from sealserve.tdx.eventlog import RuntimeEvent, encode_log
+from tests.conftest import missing
+from tests.vectors import vector_path
+
+INSIDE = "2025-07-01T00:00:00Z"
+EVENTS = (RuntimeEvent("broker", b"b"), RuntimeEvent("sealed"))
+
+
+def sealserve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sealserve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+class Site:
+    """A directory with a platform, a quote of a sealed TD, its log and a policy."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        platform = SimulatedPlatform.create(directory / "platform", datetime.now(UTC))
+        td = SoftwareTd(platform)
+        for event in EVENTS:
+            td.extend(3, event.digest)
+        self.quote = directory / "quote.hex"
+        self.quote.write_text(td.quote(bytes(64)).hex())
+        self.events = directory / "events.json"
+        self.events.write_bytes(encode_log(EVENTS))
+        self.policy = directory / "policy.yaml"
+        self.evidence: list[str | Path] = [
+            self.quote,
+            "--collateral",
+            directory / "platform" / "collateral.json",
+            "--anchor",
+            directory / "platform" / "anchor.der",
+            "--events",
+            self.events,
+        ]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    site = Site(tmp_path_factory.mktemp("site"))
+    made = sealserve(
+        *("policy", "init", "--from-quote", site.quote, "-o", site.policy, "--label", "demo"),
+        *("--event", "sealed", "--server-platform", "--simulation"),
+    )
+    assert made.returncode == 0, made.stderr
+    assert "SIMULATION" in made.stdout
+    return site
+
+
+def test_show_prints_registers_and_that_nothing_is_verified() -> None:
+    path = vector_path("dcap-qvl/tdx_quote")
+    people = sealserve("attest", "show", path)
+    assert people.returncode == 0
+    assert "NOT VERIFIED" in people.stdout
+    document = json.loads(sealserve("attest", "show", path, "--json").stdout)
+    assert document["report"]["mrtd"].startswith("91eb2b44d141d4ec")
+    assert document["report"]["mrtd"] in people.stdout
+
+
+def test_a_real_quote_verifies_but_is_not_appraised_without_a_policy() -> None:
+    result = sealserve(
+        *("attest", "verify", vector_path("dcap-qvl/tdx_quote"), "--at", INSIDE),
+        *("--collateral", vector_path("dcap-qvl/tdx_quote_collateral.json")),
+    )
+    assert result.returncode == 1
+    assert "VERIFIED, NOT APPRAISED" in result.stdout
+    assert "UpToDate" in result.stdout
+
+
+def test_a_real_quote_is_trusted_under_its_policy(tmp_path: Path) -> None:
+    quote = vector_path("dcap-qvl/tdx_quote")
+    policy = tmp_path / "policy.yaml"
+    command = ["policy", "init", "--from-quote", quote, "-o", policy, "--server-platform"]
+    assert sealserve(*command).returncode == 0
+    evidence = [quote, "--at", INSIDE, "--policy", policy]
+    evidence += ["--collateral", vector_path("dcap-qvl/tdx_quote_collateral.json")]
+    trusted = sealserve("attest", "verify", *evidence)
+    assert (trusted.returncode, "TRUSTED" in trusted.stdout) == (0, True)
+    late = sealserve("attest", "verify", *evidence, "--at", "2025-07-19T10:00:35Z", "--json")
+    assert late.returncode == 3
+    assert json.loads(late.stderr)["error"]["code"] == "collateral.expired"
+
+
+def test_exit_status_0_is_for_a_trusted_verdict_only(site: Site, tmp_path: Path) -> None:
+    trusted = sealserve("attest", "verify", *site.evidence, "--policy", site.policy, "--json")
+    assert trusted.returncode == 0, trusted.stderr
+    document = json.loads(trusted.stdout)
+    assert document["trusted"] is True
+    assert document["td"]["simulated"] is True
+    empty = tmp_path / "empty.yaml"
+    policy_file.write(Policy(), empty)
+    denied = sealserve("attest", "verify", *site.evidence, "--policy", empty)
+    assert denied.returncode == 3
+    assert "policy.no_releases" in denied.stderr
+
+
+def test_explain_shows_every_rule(site: Site, tmp_path: Path) -> None:
+    kept = sealserve("policy", "explain", *site.evidence, "--policy", site.policy)
+    assert kept.returncode == 0, kept.stderr
+    assert "TRUSTED: release demo" in kept.stdout
+    assert "BROKEN" not in kept.stdout
+    stricter = tmp_path / "stricter.yaml"
+    text = site.policy.read_text().replace("allowed", "denied").replace("smt: true", "smt: false")
+    stricter.write_text(text)
+    broken = sealserve("policy", "explain", *site.evidence, "--policy", stricter)
+    assert broken.returncode == 3
+    for code in ("policy.simulation_denied", "policy.smt"):
+        assert code in broken.stdout
+    assert "kept   releases.mrtd" in broken.stdout
+    document = json.loads(
+        sealserve("policy", "explain", *site.evidence, "--policy", stricter, "--json").stdout
+    )
+    assert document["failures"] == ["policy.simulation_denied", "policy.smt"]
+
+
+def test_check_names_what_a_policy_accepts(site: Site, tmp_path: Path) -> None:
+    checked = sealserve("policy", "check", site.policy)
+    assert checked.returncode == 0
+    assert "demo" in checked.stdout
+    assert "SIMULATION" in checked.stdout
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("simulations: allowed")
+    refused = sealserve("policy", "check", bad)
+    assert refused.returncode == 2
+    assert "simulations" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code"),
+    [
+        (["attest", "show", __file__], 3, "quote.unsupported_version"),
+        (["attest", "quote", "--report-data", "xyz"], 2, "attest.hex_malformed"),
+        (["attest", "quote", "--report-data", "00"], 2, "tdx.report_data_length"),
+        (["attest", "quote", "--sysfs", "/proc", "--report-data", "00" * 64], 4, "tdx.no_configfs"),
+        (["simulate", "td", "--platform", "/proc", "--mount", "/proc"], 4, "simulator.no_platform"),
+        (
+            ["simulate", "impostor", "--victim", "localhost:1", "--listen", "localhost:0"],
+            4,
+            "simulator.victim",
+        ),
+        (
+            ["simulate", "impostor", "--victim", "localhost", "--listen", "localhost:0"],
+            2,
+            "address.malformed",
+        ),
+    ],
+)
+def test_bad_input_has_a_code(arguments: list[str], status: int, code: str) -> None:
+    result = sealserve(*arguments)
+    assert result.returncode == status
+    assert code in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("at", ["yesterday", "2025-07-01", "2025-07-01T00:00:00"])
+def test_a_time_needs_a_zone(site: Site, at: str) -> None:
+    result = sealserve("attest", "verify", *site.evidence, "--at", at)
+    assert result.returncode == 2
+    assert "attest.time_malformed" in result.stderr
+
+
+def test_a_simulated_machine_from_platform_to_quote(tmp_path: Path) -> None:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        missing("/dev/fuse", "load the fuse module, and be root or in the right group")
+    for renewed in (False, True):
+        made = sealserve("simulate", "platform", tmp_path / "p", "--json")
+        assert made.returncode == 0, (renewed, made.stderr)
+        assert json.loads(made.stdout)["simulation"] is True
+    command = [sys.executable, "-m", "sealserve", "simulate", "td", "--firmware", "other"]
+    command += ["--platform", str(tmp_path / "p"), "--mount", str(tmp_path / "td")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            assert json.loads(process.stdout.readline())["sysfs"] == str(tmp_path / "td")
+            ask = ["attest", "quote", "--sysfs", tmp_path / "td", "--report-data", "ab" * 64]
+            refused = sealserve(*ask)
+            assert refused.returncode == 3
+            assert "tdx.simulation_denied" in refused.stderr
+            made = sealserve(*ask, "--simulation")
+            assert "SIMULATION" in made.stderr
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    (tmp_path / "quote").write_text(made.stdout)
+    verified = sealserve(
+        *("attest", "verify", tmp_path / "quote", "--anchor", tmp_path / "p" / "anchor.der"),
+        *("--collateral", tmp_path / "p" / "collateral.json", "--json"),
+    )
+    assert verified.returncode == 1
+    document = json.loads(verified.stdout)
+    assert document["trusted"] is None
+    assert document["td"]["report"]["report_data"] == "ab" * 64
+
+
+@pytest.mark.parametrize(
+    "group", [["attest"], ["policy"], ["simulate"], ["attest", "verify"], ["policy", "explain"]]
+)
+def test_help_teaches(group: list[str]) -> None:
+    result = sealserve(*group, "--help")
+    assert result.returncode == 0
+    assert len(group) == 1 or "Example: sealserve" in " ".join(result.stdout.split())
