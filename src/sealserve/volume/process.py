@@ -129,7 +129,7 @@ def secret_pipe(secret: bytes | bytearray) -> Iterator[int]:
 
 
 def read_key(descriptor: int) -> bytearray:
-    """Read a volume key from a descriptor to its end, and close it.
+    """Read a volume key from a descriptor to its end, and close it unless it is a standard stream.
 
     Nothing is stripped: a key may hold newlines and NULs.
 
@@ -146,7 +146,10 @@ def read_key(descriptor: int) -> bytearray:
         with memoryview(key) as view:
             while size < len(key) and (count := os.readv(descriptor, [view[size:]])):
                 size += count
-        os.close(descriptor)
+        if descriptor > 2:
+            os.close(descriptor)
+        # A closed standard stream's number would go to the next file that is
+        # opened, and a child gets /dev/null under that number.
     except OSError as error:
         raise InputError(
             "volume.key_unreadable",
