@@ -48,6 +48,9 @@ def up(
             help="Who decrypts: 'kernel' (dm-verity and dm-crypt) or 'fuse' (user space)."
         ),
     ] = "kernel",
+    full_check: Annotated[
+        bool, typer.Option(help="Verify the whole volume first, not only what is read.")
+    ] = True,
     port: Annotated[int, typer.Option(help="TLS port of the gRPC API; 0 for any.")] = 8500,
     rest_api_port: Annotated[int, typer.Option(help="TLS port of the REST API; 0 for any.")] = 8501,
     sysfs: Annotated[
@@ -82,6 +85,7 @@ def up(
             identity=BrokerIdentity.load(broker_identity),
             owner_public_key=load_owner_public(owner_pub),
             driver=driver,
+            full_check=full_check,
             sysfs=sysfs,
             allow_simulation=simulation,
             serve_flags=(

@@ -106,6 +106,8 @@ def root(
 
 def main() -> NoReturn:
     """Run the program; every failure becomes one message and an exit status."""
+    # SIGTERM unwinds like Ctrl-C; commands that serve put their own handler in its place.
+    signal.signal(signal.SIGTERM, _leave)
     try:
         status = app(standalone_mode=False, prog_name="sealserve")
     except SealserveError as error:
@@ -132,6 +134,10 @@ def main() -> NoReturn:
         console.print_error(console.unexpected(error, traceback.extract_tb(error.__traceback__)))
         sys.exit(70)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _advice_for(module: str) -> str:

@@ -30,7 +30,7 @@ __all__ = ["Outcome", "Runner", "Service"]
 
 _STOP_SECONDS = 90.0
 _START_SECONDS = 120.0
-_COMMAND_SECONDS = 600.0
+_COMMAND_SECONDS = 180.0
 _LINE_BYTES = 64 * 1024
 
 # No process ends with this status: a service that ends before it is ready failed.
@@ -148,15 +148,22 @@ class Runner:
         self._note(title, command, f" > {stdout_to}" if stdout_to else "")
         self.on_start(title)
         begin = time.monotonic()
-        done = subprocess.run(
-            _program(command),
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_SECONDS,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                _program(command),
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_COMMAND_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise Unavailable(
+                "demo.step_failed",
+                f"'{title}' did not end in {_COMMAND_SECONDS:.0f} s",
+                where=shlex.join(("sealserve", *command)),
+            ) from None
         if stdout_to:
             (self.directory / stdout_to).write_text(done.stdout)
         return self._end(

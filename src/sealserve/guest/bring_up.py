@@ -34,6 +34,8 @@ from sealserve.guest.server_process import ServerProcess
 from sealserve.hardening import forbid_core_dumps
 from sealserve.tdx.eventlog import RuntimeEvent, encode_log
 from sealserve.tdx.guest import TdxGuest, read_boot_id
+from sealserve.volume.engine import verify_file
+from sealserve.volume.mapper import open_volume_file
 from sealserve.volume.mount import mount_sealed
 from sealserve.volume.record import VolumeRecord, open_record
 
@@ -53,6 +55,9 @@ class GuestConfig:
         identity: the broker's public document: whom to believe.
         owner_public_key: who must have signed the volume's record.
         driver: ``"kernel"`` or ``"fuse"``; never chosen silently.
+        full_check: verify every block of the volume before anything of it is
+            used. Each block is verified again whenever it is read; this finds
+            damage in what will be read later, at the price of reading it all.
         sysfs: the root of the kernel's TDX interfaces.
         allow_simulation: accept a simulated TD below ``sysfs``.
         serve_flags: passed to the model server (``--port=8500``).
@@ -66,6 +71,7 @@ class GuestConfig:
     identity: BrokerIdentity
     owner_public_key: Ed25519PublicKey
     driver: str
+    full_check: bool = True
     sysfs: Path = Path("/sys")
     allow_simulation: bool = False
     serve_flags: tuple[str, ...] = ()
@@ -121,6 +127,9 @@ def _open_volume(
     try:
         log.info("released", resource=config.resource, secret_version=released.secret_version)
         record = open_record(released.record, config.owner_public_key)
+        if config.full_check:
+            with open_volume_file(config.volume) as file:
+                verify_file(file, record)
         down.enter_context(
             mount_sealed(config.volume, record, released.secret, mountpoint, driver=config.driver)
         )
