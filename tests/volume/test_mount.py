@@ -132,7 +132,12 @@ def test_the_childs_own_error_comes_through(
 
 
 def test_a_changed_block_is_eio(
-    sealed: Sealed, copy: Path, tmp_path: Path, plain: bytes, nothing_left: NothingLeft
+    sealed: Sealed,
+    copy: Path,
+    tmp_path: Path,
+    plain: bytes,
+    nothing_left: NothingLeft,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Changed while mounted: the reader gets an error, never a wrong byte."""
     content = (sealed.source / "models/net/1/variables/data").read_bytes()
@@ -144,6 +149,9 @@ def test_a_changed_block_is_eio(
             assert os.pread(file.fileno(), 4096, 0) == content[:4096]
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 os.pread(file.fileno(), 4096, 8192)
+    log = capfd.readouterr().err
+    assert "[volume.block_mismatch]" in log
+    assert MARKER.decode() not in log
     nothing_left()
 
 
@@ -247,6 +255,11 @@ def test_bad_mount_points(
 
 
 def test_an_unreadable_volume(sealed: Sealed, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(Refused) as refused:
+            mount_sealed(odd, sealed.record, sealed.key, tmp_path / "mnt", driver="fuse")
+        assert refused.value.code == "volume.size_mismatch"
     with pytest.raises(Unavailable) as caught:
         mount_sealed(tmp_path / "none", sealed.record, sealed.key, tmp_path / "mnt", driver="fuse")
     assert caught.value.code == "volume.unreadable"

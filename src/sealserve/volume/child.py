@@ -54,7 +54,14 @@ class FuseChild:
                 Unavailable ``volume.fuse_failed`` when it could not say.
         """
         require_fuse()
-        self.directory = Path(tempfile.mkdtemp(prefix="sealserve-volume-"))
+        try:
+            self.directory = Path(tempfile.mkdtemp(prefix="sealserve-volume-"))
+        except OSError as error:
+            raise Unavailable(
+                "volume.fuse_failed",
+                f"cannot make a directory to mount on: {error.strerror}",
+                hint="name a writable directory in TMPDIR",
+            ) from None
         try:
             self._process, self._status = self._start(mode, descriptor, settings, key)
         except BaseException:
@@ -133,7 +140,9 @@ class FuseChild:
         answer = b""
         deadline = time.monotonic() + _START_TIMEOUT
         while not answer.endswith(b"\n"):
-            ready, _, _ = select.select([self._status], [], [], deadline - time.monotonic())
+            ready, _, _ = select.select(
+                [self._status], [], [], max(0.0, deadline - time.monotonic())
+            )
             if not ready:
                 raise Unavailable(
                     "volume.fuse_failed", f"the FUSE process was not ready in {_START_TIMEOUT:g} s"

@@ -87,15 +87,16 @@ def open_volume_file(path: Path) -> Iterator[int]:
     """A volume file as a descriptor, for reading.
 
     Raises:
-        Unavailable: ``volume.unreadable``.
+        Unavailable: ``volume.unreadable``, also for errors of the disk while the block runs.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK: a pipe in place of the file must not make us wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise Unavailable(
             "volume.unreadable", f"cannot read the volume: {error.strerror}", where=str(path)
         ) from None
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
