@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -163,6 +164,12 @@ def models(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (root / "models.config").write_text(f"model_config_list {{\n{entries}\n}}\n")
     return root
+
+
+def arrays_of(file: Path) -> dict[str, Any]:
+    """The arrays of an .npz file."""
+    with np.load(file) as stored:
+        return dict(stored)
 
 
 def start_server(models: Path, directory: Path, *more_flags: str) -> Running:

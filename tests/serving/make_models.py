@@ -206,6 +206,14 @@ class Whole(tf.Module):
         return {"y": x // 7}
 
 
+class Cast(tf.Module):
+    """Trap: a float that 64 bits hold and 32 do not."""
+
+    @tf.function(input_signature=[spec([None], tf.float32, "x")])
+    def step(self, x):
+        return {"y": tf.cast(x, tf.int64)}
+
+
 class Mixed(tf.Module):
     """One signature that OpenVINO can serve, and one that it cannot."""
 
@@ -310,6 +318,7 @@ for trap, method in (
     (Offset(), "step"),
     (Double(), "step"),
     (Whole(), "step"),
+    (Cast(), "step"),
 ):
     save(f"trap_{type(trap).__name__.lower()}", trap, getattr(trap, method))
 save_v1("with_default", placeholder_with_default)

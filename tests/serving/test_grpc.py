@@ -23,7 +23,7 @@ from sealserve.serving.runtimes.base import Model, Runtime, Signature, TensorSpe
 from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
 from sealserve.wire.tensors import Array, to_array, to_proto
-from tests.serving.conftest import Running
+from tests.serving.conftest import Running, arrays_of
 
 TYPED_FIELDS = {"float_val", "int_val", "int64_val", "half_val", "bool_val"}
 
@@ -47,7 +47,7 @@ def test_tensorflows_own_client_gets_tensorflows_own_numbers(
     files = sorted(models.glob("*.npz"))
     assert len(files) >= 9
     for file in files:
-        wanted, answer = np.load(file), np.load(tmp_path / file.name)
+        wanted, answer = arrays_of(file), arrays_of(tmp_path / file.name)
         outputs = [key for key in wanted if key.startswith("out_")]
         assert {key[4:] for key in outputs} == set(answer)
         for key in outputs:
@@ -183,6 +183,12 @@ def test_a_tensor_that_claims_more_than_it_may_is_refused_before_memory_is_taken
 def test_a_message_beyond_the_limit_is_refused(running: Running) -> None:
     large = to_proto(np.zeros(2_000_000, "f4"), typed_fields=False)
     assert predict_error(running, predict_request(x=large))[0] == "RESOURCE_EXHAUSTED"
+
+
+def test_a_name_of_any_length_is_answered(running: Running) -> None:
+    code, details = predict_error(running, predict_request(**{"y" * 100_000: X}))
+    assert code == "INVALID_ARGUMENT"
+    assert details.startswith("input size does not match signature")
 
 
 def test_an_empty_batch_is_an_empty_answer(running: Running) -> None:

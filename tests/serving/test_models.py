@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from sealserve.serving.config import All, Latest, ModelConfig, RuntimeConfig, Sp
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.runtimes.openvino import OpenVinoRuntime
 from sealserve.serving.status import Status
-from tests.serving.conftest import Running
+from tests.serving.conftest import Running, arrays_of
 
 REASONS = {
     "trap_counter": "AssignAddVariableOp",
@@ -28,6 +29,7 @@ REASONS = {
     "trap_offset": "beyond 32 bits",
     "trap_double": "f64",
     "trap_whole": "on i32",
+    "trap_cast": "Convert on i64",
 }
 
 
@@ -43,7 +45,7 @@ def test_the_numbers_are_those_of_tensorflow(models: Path) -> None:
     assert len(files) >= 9
     for file in files:
         name, signature = file.stem.split(".")
-        stored = np.load(file)
+        stored = arrays_of(file)
         plane = dataplane(ModelConfig(name, models / name, Specific((1,))))
         inputs = {key[3:]: stored[key] for key in stored if key.startswith("in_")}
         answer = plane.predict(ModelSpec(name), signature, lambda _, given=inputs: given)
@@ -164,8 +166,6 @@ def test_version_directories_are_numbers(models: Path, tmp_path: Path) -> None:
 
 
 def test_unloading_waits_for_the_requests_that_use_a_model(models: Path) -> None:
-    import threading
-
     log = make_log(io.StringIO())
     config = (ModelConfig("affine", models / "affine"),)
     catalog = Catalog(config, OpenVinoRuntime(RuntimeConfig(), log), log)

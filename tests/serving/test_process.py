@@ -128,6 +128,12 @@ def test_without_tls_the_server_does_not_start(models: Path) -> None:
     assert "--insecure" in text
 
 
+def test_a_ready_fd_that_is_not_open_is_told(models: Path) -> None:
+    status, text = refused(f"--model_base_path={models / 'affine'}", "--insecure", "--ready_fd=99")
+    assert status == 2
+    assert "--ready_fd" in text
+
+
 def test_a_bad_model_config_file_ends_the_process(tmp_path: Path) -> None:
     file = tmp_path / "models.config"
     file.write_text("model_config_list { confg {} }")

@@ -171,6 +171,12 @@ def test_bad_bodies(running: Running, body: bytes, status: int, words: str) -> N
             400,
             "Unrecognized servable version label: no",
         ),
+        (
+            "GET",
+            f"/v1/models/affine/versions/{'9' * 5000}",
+            400,
+            f"Failed to convert version: {'9' * 5000} to numeric.",
+        ),
         ("PUT", "/v1/models/affine", 400, "Malformed request: PUT /v1/models/affine"),
     ],
 )

@@ -15,7 +15,9 @@ import pytest
 
 from sealserve.errors import InputError, Refused
 from sealserve.logs import make_log
+from sealserve.serving import flags
 from sealserve.serving.config import TlsConfig
+from sealserve.serving.server import Server
 from sealserve.serving.tls import Identity, TlsSource
 from sealserve.wire.serving import api_pb2
 from tests.serving.conftest import (
@@ -28,6 +30,8 @@ from tests.serving.conftest import (
     ssl_config,
     start_server,
 )
+
+A, B = make_pair("a.example"), make_pair("b.example")
 
 
 def source(config: TlsConfig, log: io.StringIO | None = None) -> TlsSource:
@@ -131,6 +135,18 @@ def test_renewed_identities_take_effect_and_broken_ones_do_not(own_server: Runni
     assert "PRIVATE" not in own_server.log.getvalue()
 
 
+def test_the_demand_for_client_certificates_cannot_be_renewed_away(tmp_path: Path) -> None:
+    file = tmp_path / "ssl.cfg"
+    ca = A.certificate.decode().replace("\n", "\\n")
+    file.write_text(ssl_config(A, f'custom_ca: "{ca}" client_verify: true'))
+    log = io.StringIO()
+    tls = source(TlsConfig(file), log)
+    file.write_text(ssl_config(B))
+    assert tls.current().client_verify is True
+    assert tls.current().all[0].names == ("a.example",)
+    assert log.getvalue().count("tls.client_verify_changed") == 1
+
+
 def test_an_identity_may_come_through_a_memfd() -> None:
     descriptor = os.memfd_create("identity")
     try:
@@ -159,9 +175,6 @@ def test_ssl_config_takes_file_paths_beside_it(tmp_path: Path) -> None:
     file = tmp_path / "ssl.cfg"
     file.write_text('server_key: "server.key" server_cert: "server.crt" client_verify: false')
     assert source(TlsConfig(file)).current().all[0].names == (OWNER_NAME,)
-
-
-A, B = make_pair("a.example"), make_pair("b.example")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +250,6 @@ def test_mutual_tls_on_both_ports(models: Path, tmp_path: Path) -> None:
 
 
 def start_server_with(running: Running, models: Path, extra: str) -> Running:
-    from sealserve.serving import flags
-    from sealserve.serving.server import Server
-
     running.ssl_file.write_text(ssl_config(running.owner, extra))
     config = flags.parse(
         [

@@ -41,7 +41,7 @@ def serve(context: typer.Context) -> None:
     if "--help" in context.args or "-h" in context.args:
         typer.echo(f"{_HELP}\n{flags.usage()}")
         return
-    if "--version" in context.args:
+    if "--version" in context.args or "--version=true" in context.args:
         from sealserve import __version__
 
         typer.echo(f"sealserve {__version__}")

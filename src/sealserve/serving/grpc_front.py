@@ -32,6 +32,7 @@ from sealserve.wire.tensors import Array, dtype_name, to_array, to_proto
 
 __all__ = ["GrpcFront", "metadata_response", "status_response"]
 
+_MAX_DETAILS = 2000
 _SIGNATURE_FIELD = "signature_def"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -226,7 +227,9 @@ def _spec(
 
 
 def _sentence(error: SealserveError) -> str:
-    return f"{error.where}: {error.message}" if error.where else error.message
+    sentence = f"{error.where}: {error.message}" if error.where else error.message
+    # It travels in a header, which clients limit to 8 KiB; names in it may be of any length.
+    return sentence[:_MAX_DETAILS]
 
 
 def _credentials(tls: TlsSource) -> grpc.ServerCredentials:

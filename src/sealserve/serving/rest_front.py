@@ -42,11 +42,12 @@ from sealserve.wire.serving import api_pb2
 
 __all__ = ["RestFront"]
 
-_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _PREDICT = re.compile(_MODEL + ":predict", re.IGNORECASE)
 _METADATA = re.compile(_MODEL + "/metadata", re.IGNORECASE)
 _STATUS = re.compile(_MODEL, re.IGNORECASE)
 _MAX_VERSION = 2**63 - 1
+_MAX_DIGITS = 1000  # Python reads no number of more than 4300 digits
 _START_SECONDS = 30.0
 
 
@@ -195,12 +196,12 @@ def _to_dict(message: api_pb2.SignatureDefMap) -> dict[str, Any]:
 
 
 def _spec(match: re.Match[str]) -> ModelSpec:
-    version = int(match["version"]) if match["version"] else None
-    if version is not None and version > _MAX_VERSION:
+    digits = match["version"] or "0"
+    if len(digits) > _MAX_DIGITS or int(digits) > _MAX_VERSION:
         raise InputError(
-            "request.version_invalid", f"Failed to convert version: {match['version']} to numeric."
+            "request.version_invalid", f"Failed to convert version: {digits} to numeric."
         )
-    return ModelSpec(match["name"], version, match["label"])
+    return ModelSpec(match["name"], int(digits) if match["version"] else None, match["label"])
 
 
 def _json(body: bytes, status: int = 200) -> Response:

@@ -17,6 +17,7 @@ import threading
 from types import FrameType
 
 from sealserve import __version__
+from sealserve.errors import InputError
 from sealserve.hardening import forbid_core_dumps
 from sealserve.logs import Log, make_log
 from sealserve.serving.catalog import Catalog
@@ -51,9 +52,10 @@ class Server:
 
         Raises:
             Refused: ``tls.no_identity``.
-            InputError: a ``tls.*`` code.
+            InputError: a ``tls.*`` code, or ``flag.value``.
             Unavailable: ``serve.port_unavailable``.
         """
+        self._check_ready_fd()
         for flag, reason in self._config.ignored:
             self._log.warning("flag_without_effect", flag=flag, reason=reason)
         tls = self._tls()
@@ -106,6 +108,19 @@ class Server:
             self._catalog.close()
         self._grpc = self._rest = self._catalog = None
         self._log.info("stopped")
+
+    def _check_ready_fd(self) -> None:
+        """Tell a wrong descriptor now, not after minutes of loading."""
+        if self._config.ready_fd is None:
+            return
+        try:
+            os.fstat(self._config.ready_fd)
+        except OSError:
+            raise InputError(
+                "flag.value",
+                f"{self._config.ready_fd} is not an open file descriptor",
+                where="--ready_fd",
+            ) from None
 
     def _tls(self) -> TlsSource | None:
         if self._config.tls.insecure:

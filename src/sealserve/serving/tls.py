@@ -108,7 +108,9 @@ class TlsSource:
             if all(_stamp(path) == stamp for path, stamp in self._stamps.items()):
                 return self._identities
             try:
-                self._identities, self._stamps = _read_all(self._config)
+                identities, stamps = _read_all(self._config)
+                self._check_demand(identities)
+                self._identities, self._stamps = identities, stamps
             except SealserveError as error:
                 # The same failure is met on every handshake until the file is whole
                 # again, and is told once.
@@ -122,6 +124,16 @@ class TlsSource:
                     "tls_identity_renewed", names=[each.names for each in self._identities.all]
                 )
             return self._identities
+
+    def _check_demand(self, renewed: Identities) -> None:
+        """Neither front can begin, or cease, to demand client certificates while it serves."""
+        if renewed.client_verify != self._identities.client_verify:
+            raise InputError(
+                "tls.client_verify_changed",
+                "client_verify cannot change while the server runs",
+                where=str(self._config.ssl_config_file),
+                hint="restart the server",
+            )
 
     def ssl_context(self) -> ssl.SSLContext:
         """A context for TLS 1.3 whose every handshake shows the current identities."""

@@ -14,6 +14,9 @@ is loaded like this:
 5. it must not compute integers or doubles where OpenVINO does so wrongly (`exactness`);
 6. it is compiled at float32, and the compiled graph is asked whether it is.
 
+Known limit: an index beyond the end of a table (``tf.gather``), which TensorFlow
+refuses, is answered with numbers.
+
 The rewritten ``saved_model.pb`` lives in a memfd: no byte of a model touches a
 disk, and no cache directory is set. The converter that reports telemetry
 (``openvino.convert_model``) is never called.
