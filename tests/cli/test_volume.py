@@ -87,6 +87,20 @@ def test_nothing_is_overwritten_unasked(made: Made) -> None:
     assert before == [path.read_bytes() for path in (made.volume, made.record)]
 
 
+@pytest.mark.parametrize("option", ["--record", "--sealed-key"])
+def test_no_volume_without_its_companions(made: Made, tmp_path: Path, option: str) -> None:
+    """Where record or key cannot be written, there is no volume either."""
+    arguments = list(made.arguments)
+    arguments[2] = tmp_path / "v.seal"
+    for name in ("--record", "--sealed-key"):
+        place = Path("/proc/none") if name == option else tmp_path
+        arguments[arguments.index(name) + 1] = place / "file"
+    done = sealserve(*arguments)
+    assert done.returncode == 4
+    assert json.loads(done.stderr)["error"]["code"] == "file.unwritable"
+    assert not list(tmp_path.iterdir())
+
+
 def test_verify_and_record(made: Made, tmp_path: Path) -> None:
     trusted = ["--record", made.record, "--owner-pub", made.public]
     done = sealserve("volume", "verify", made.volume, *trusted, "--json")

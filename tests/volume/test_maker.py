@@ -303,7 +303,7 @@ def test_bad_sources(name: str, tmp_path: Path, owner: Ed25519PrivateKey) -> Non
         ({"source": Path("/nonexistent")}, "volume.source_missing"),
         ({"path": Path("/nonexistent/v")}, "volume.unwritable"),
         ({"path": Path("/dev/null")}, "volume.exists"),
-        ({"size": 2 << 20}, "volume.tool_failed"),  # 3 MB do not fit
+        ({"size": 2 << 20}, "volume.size"),  # 3 MB do not fit
     ],
 )
 def test_bad_arguments(

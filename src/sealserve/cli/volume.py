@@ -63,16 +63,19 @@ def create(
 
     from sealserve.broker.deposit import seal_for
     from sealserve.broker.identity import BrokerIdentity
+    from sealserve.errors import SealserveError
     from sealserve.volume.cipher import wipe
-    from sealserve.volume.files import require_absent, write_atomically
+    from sealserve.volume.files import require_absent, require_writable_place, write_atomically
     from sealserve.volume.maker import create_sealed
     from sealserve.volume.owner import load_owner_key
     from sealserve.volume.record import KEY_SIZE, open_record
 
     signer = load_owner_key(owner_key)
     identity = BrokerIdentity.load(broker)
-    for target in () if force else (record, sealed_key):
-        require_absent(target)
+    for target in (record, sealed_key):
+        require_writable_place(target)
+        if not force:
+            require_absent(target)
     key = bytearray(secrets.token_bytes(KEY_SIZE))
     try:
         deposit = seal_for(identity, bytes(key))
@@ -91,8 +94,12 @@ def create(
             )
     finally:
         wipe(key)
-    write_atomically(sealed_key, deposit)
-    write_atomically(record, signed)
+    try:
+        write_atomically(sealed_key, deposit)
+        write_atomically(record, signed)
+    except SealserveError:
+        file.unlink()  # no one could ever open it
+        raise
     made = open_record(signed, signer.public_key())
     emit(
         {

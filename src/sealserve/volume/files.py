@@ -9,7 +9,13 @@ from pathlib import Path
 
 from sealserve.errors import InputError, Unavailable
 
-__all__ = ["fsync_directory", "read_limited", "require_absent", "write_atomically"]
+__all__ = [
+    "fsync_directory",
+    "read_limited",
+    "require_absent",
+    "require_writable_place",
+    "write_atomically",
+]
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -45,6 +51,21 @@ def require_absent(path: Path) -> None:
             "is there already and is not replaced",
             where=str(path),
             hint="choose another place, or move the old file away",
+        )
+
+
+def require_writable_place(path: Path) -> None:
+    """Find out before long work whether its result could be written.
+
+    Raises:
+        Unavailable: ``file.unwritable``.
+    """
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise Unavailable(
+            "file.unwritable",
+            "cannot write a file here",
+            where=str(path),
+            hint="its directory must be there and be writable",
         )
 
 

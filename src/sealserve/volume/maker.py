@@ -236,6 +236,12 @@ def _checked_size(size: int | None, tree: SourceTree) -> int:
             "volume.size",
             f"{chosen} bytes: not a multiple of {BLOCK_SIZE} between 1 MiB and 16 TiB",
         )
+    if chosen < tree.content:
+        raise InputError(
+            "volume.size",
+            f"{tree.content} bytes of files do not fit into a volume of {chosen}",
+            hint=f"{tree.volume_size >> 20} MiB are enough",
+        )
     return chosen
 
 
