@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import re
 import stat
 from collections.abc import Callable, Mapping
@@ -242,6 +243,10 @@ def mount(td: SoftwareTd, directory: Path, ready: Callable[[], None]) -> None:
         "entry_timeout": 0,
         "negative_timeout": 0,
     }
+    # libfuse ends its loop on these signals, but leaves alone any handler that is
+    # there already - and a handler of Python's never runs while libfuse loops.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         mfusepy.FUSE(
