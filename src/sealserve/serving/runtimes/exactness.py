@@ -2,7 +2,7 @@
 
 The plugin computes float64 as float32 and keeps 64-bit integers in 32 bits; it
 saturates 8-bit arithmetic where TensorFlow wraps, and divides, reduces and
-clamps integers by way of float32 (tried with 2026.4; the tests hold each case).
+clamps integers by way of float32 (tried with 2026.4; the tests hold one case of each kind).
 None of it is reported: the numbers are just wrong.
 
 So a graph is served only if every integer that depends on its inputs is merely
