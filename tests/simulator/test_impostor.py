@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,6 +142,23 @@ def test_a_forged_certificate_differs_in_key_alone(identity: ratls.TlsIdentity) 
     ) != real.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+
+
+def test_the_command_counts_and_reports(identity: ratls.TlsIdentity, tmp_path: Path) -> None:
+    with serving(context_of(identity, tmp_path)) as victim:
+        command = [sys.executable, "-m", "sealserve", "simulate", "impostor"]
+        command += ["--victim", str(victim), "--listen", "127.0.0.1:0"]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            ready = json.loads(process.stdout.readline())
+            fetch(Address.parse(ready["address"], where="test"))
+            process.send_signal(signal.SIGTERM)
+            counts, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "SIMULATION" in log
+    assert json.loads(counts) == {"connections": 1, "handshakes": 1, "application_bytes": 0}
 
 
 def test_no_victim(tmp_path: Path) -> None:

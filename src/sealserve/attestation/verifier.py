@@ -192,7 +192,8 @@ class Verifier:
             The facts. They say nothing yet about trust.
 
         Raises:
-            InputError: as :func:`~sealserve.tdx.quote.parse_quote`.
+            InputError: as :func:`~sealserve.tdx.quote.parse_quote`, and
+                ``*.malformed`` for what the library cannot decode.
             Refused: ``quote.*``, ``chain.*``, ``crl.*``, ``tcb.*``, ``qe.*``,
                 ``td.*`` or ``collateral.*``: not genuine, or not provably so.
         """
@@ -382,10 +383,11 @@ _KNOWN_TEXTS: tuple[tuple[str, str], ...] = (
 )
 
 
-def _refusal(text: str) -> Refused:
+def _refusal(text: str) -> InputError | Refused:
     text = " ".join(text.removeprefix("Verification failed:").split())[:300]
     code = next((code for part, code in _KNOWN_TEXTS if part in text), "quote.not_verified")
-    return Refused(
+    kind = InputError if code.endswith(".malformed") else Refused
+    return kind(
         code,
         f"the quote is not verified: {text}",
         hint=_HINTS.get(code.partition(".")[0]),
