@@ -33,6 +33,13 @@ _START_SECONDS = 120.0
 _COMMAND_SECONDS = 180.0
 _LINE_BYTES = 64 * 1024
 
+_SCRIPT_HEAD = (
+    "#!/bin/sh",
+    "# Every step of the demo, to be repeated by hand from this directory. The files are",
+    "# here already: to look around, start the services (the lines that end with &) one by",
+    "# one, then repeat any other line. Nothing is overwritten; remove a file to make it anew.",
+)
+
 # No process ends with this status: a service that ends before it is ready failed.
 _NEVER = 1000
 
@@ -224,7 +231,7 @@ class Runner:
 
     def script(self) -> str:
         """The whole demo as a shell script of ``sealserve`` commands."""
-        return "\n".join(["#!/bin/sh", "# Run from this directory.", *self._script, ""])
+        return "\n".join([*_SCRIPT_HEAD, *self._script, ""])
 
     def __enter__(self) -> Self:
         return self

@@ -1,28 +1,58 @@
 """What the demo tells: four roles, one flow, three refusals.
 
 Every step is a ``sealserve`` command in a process of its own, so what is shown
-is what a person would get by typing it. The ports are the machine's free ones.
+is what a person would get by typing it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sealserve.address import Address
 from sealserve.demo.runner import Outcome, Runner
 from sealserve.errors import InternalError
 
-__all__ = ["DemoResult", "run_demo"]
+__all__ = [
+    "DemoResult",
+    "Ports",
+    "classify_a_photo",
+    "make_models",
+    "measure",
+    "refuse_three_times",
+    "run_demo",
+    "seal_and_deposit",
+    "serve_in_the_cloud",
+]
 
 _HOST = "grpc.tf.service.com"
 _RESOURCE = "models/demo"
 _LITE0 = "efficientnet-lite0"
 _RESNET = "resnet50-v15-fp32"
 _REFUSED = 3
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports of this machine, chosen beforehand so that each command can name them."""
+
+    broker: int
+    grpc: int
+    rest: int
+    impostor: int
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Ports that nobody listens on now."""
+        with ExitStack() as held:
+            sockets = [held.enter_context(socket.socket()) for _ in fields(cls)]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            return cls(*(each.getsockname()[1] for each in sockets))
 
 
 @dataclass(frozen=True)
@@ -78,14 +108,13 @@ def run_demo(runner: Runner, *, loops: int = 50) -> DemoResult:
         Unavailable: ``demo.step_failed``, naming the command.
         InternalError: ``demo.wrong_result``.
     """
-    for part in ("owner/tree", "cloud", "client"):
-        (runner.directory / part).mkdir(parents=True)
-    _owner_makes_models(runner)
-    broker = _owner_seals_for_the_broker(runner)
-    guest = _cloud_serves(runner, broker)
-    label, verified = _client_asks(runner, guest)
-    bench = _client_measures(runner, guest, loops)
-    refusals, impostor = _three_refusals(runner, broker, guest)
+    ports = Ports.free()
+    make_models(runner)
+    seal_and_deposit(runner, ports)
+    serve_in_the_cloud(runner, ports)
+    label, verified = classify_a_photo(runner, ports)
+    bench = measure(runner, ports, loops)
+    refusals, impostor = refuse_three_times(runner, ports)
     return DemoResult(
         tuple(runner.outcomes),
         label["name"],
@@ -97,7 +126,11 @@ def run_demo(runner: Runner, *, loops: int = 50) -> DemoResult:
     )
 
 
-def _owner_makes_models(runner: Runner) -> None:
+def make_models(runner: Runner) -> None:
+    """Owner: keys, two models as SavedModels, and TLS files."""
+    for part in ("owner/tree", "cloud", "client"):
+        (runner.directory / part).mkdir(parents=True)
+    runner.shell("Directories", "mkdir -p owner/tree cloud client")
     runner.run("Owner: make the key that signs volume records", "owner", "init", "owner")
     for name, built, about in (
         (_LITE0, "efficientnet-lite0", "real ImageNet weights"),
@@ -118,7 +151,8 @@ def _owner_makes_models(runner: Runner) -> None:
     )
 
 
-def _owner_seals_for_the_broker(runner: Runner) -> Address:
+def seal_and_deposit(runner: Runner, ports: Ports) -> None:
+    """Owner and broker: the sealed volume, the policies, the deposited key."""
     runner.run(
         "Simulation: make a platform, in Intel's place",
         "simulate", "platform", "platform",
@@ -156,27 +190,27 @@ def _owner_seals_for_the_broker(runner: Runner) -> Address:
         "--record", "owner/models.record.json", "--owner-pub", "owner/owner.pub",
         "--policy", "owner/release-policy.yaml",
     )  # fmt: skip
-    service = runner.start(
+    runner.start(
         "Broker: listen",
         "broker",
-        "broker", "serve", "broker", "--listen", "127.0.0.1:0",
+        "broker", "serve", "broker", "--listen", f"127.0.0.1:{ports.broker}",
         "--collateral", "platform/collateral.json", "--simulation-anchor", "platform/anchor.der",
         "--ready-fd", "1",
     )  # fmt: skip
-    return Address.parse(service.ready["address"], where="broker")
 
 
-def _cloud_serves(runner: Runner, broker: Address) -> dict[str, int]:
+def serve_in_the_cloud(runner: Runner, ports: Ports) -> None:
+    """Cloud: a TD that attests, opens the volume and serves."""
     _start_td(runner, "td", "Cloud: boot a TD with the guest image")
-    service = runner.start(
+    runner.start(
         "Guest: attest, open the volume, measure, serve",
         "guest",
-        *_guest_up("cloud/models.seal", "td", broker),
+        *_guest_up("cloud/models.seal", "td", ports),
     )
-    return {name: int(service.ready[name]) for name in ("grpc", "rest")}
 
 
-def _client_asks(runner: Runner, guest: dict[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+def classify_a_photo(runner: Runner, ports: Ports) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Client: verify, then classify. The best label, and what was verified."""
     shutil.copy(_coffee(), runner.directory / "client" / "coffee.png")
     runner.shell(
         "Client: a photo from scikit-image",
@@ -185,7 +219,7 @@ def _client_asks(runner: Runner, guest: dict[str, int]) -> tuple[dict[str, Any],
     )
     outcome = runner.run(
         "Client: verify the server's quote, then classify a photo",
-        "predict", "client/coffee.png", "--url", f"127.0.0.1:{guest['grpc']}", "--model", _LITE0,
+        "predict", "client/coffee.png", "--url", f"127.0.0.1:{ports.grpc}", "--model", _LITE0,
         *_TRUST, "--json",
     )  # fmt: skip
     answer = outcome.result()
@@ -195,12 +229,13 @@ def _client_asks(runner: Runner, guest: dict[str, int]) -> tuple[dict[str, Any],
     return best, answer["verified"]
 
 
-def _client_measures(runner: Runner, guest: dict[str, int], loops: int) -> dict[str, Any]:
+def measure(runner: Runner, ports: Ports, loops: int) -> dict[str, Any]:
+    """Client: the original system's benchmark; its summary."""
     shutil.copy(runner.directory / "owner/tree/tls/server.crt", runner.directory / "client")
     runner.shell("Client: get the server's certificate from its owner",
                  "cp owner/tree/tls/server.crt client/")  # fmt: skip
     command = (
-        "bench", "--url", f"{_HOST}:{guest['grpc']}", "--connect-to", f"127.0.0.1:{guest['grpc']}",
+        "bench", "--url", f"{_HOST}:{ports.grpc}", "--connect-to", f"127.0.0.1:{ports.grpc}",
         "--crt", "client/server.crt", "--batch", "1", "--cnum", "1", "--loop", str(loops),
     )  # fmt: skip
     return runner.run(
@@ -208,16 +243,17 @@ def _client_measures(runner: Runner, guest: dict[str, int], loops: int) -> dict[
     ).result()
 
 
-def _three_refusals(
-    runner: Runner, broker: Address, guest: dict[str, int]
+def refuse_three_times(
+    runner: Runner, ports: Ports
 ) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
+    """The three refusals by name, and what reached the impostor."""
     refusals = {}
 
     _start_td(runner, "other", "Cloud: boot a TD with another image", "--firmware", "not the image")
     refusals["other measurement"] = _refused(
         runner,
         "Refusal 1: a TD with another measurement asks for the key",
-        *_guest_up("cloud/models.seal", "other", broker),
+        *_guest_up("cloud/models.seal", "other", ports),
     )
 
     _flip_one_bit(runner)
@@ -225,18 +261,19 @@ def _three_refusals(
     refusals["flipped bit"] = _refused(
         runner,
         "Refusal 2: the volume has one flipped bit",
-        *_guest_up("cloud/flipped.seal", "fresh", broker),
+        *_guest_up("cloud/flipped.seal", "fresh", ports),
     )
 
     impostor = runner.start(
         "Cloud: a server with the guest's evidence and a key of its own",
         "impostor",
-        "simulate", "impostor", "--victim", f"127.0.0.1:{guest['grpc']}", "--listen", "127.0.0.1:0",
+        "simulate", "impostor", "--victim", f"127.0.0.1:{ports.grpc}",
+        "--listen", f"127.0.0.1:{ports.impostor}",
     )  # fmt: skip
     refusals["foreign quote"] = _refused(
         runner,
         "Refusal 3: a server whose quote does not match its key",
-        "predict", "client/coffee.png", "--url", str(impostor.ready["address"]), *_TRUST,
+        "predict", "client/coffee.png", "--url", f"127.0.0.1:{ports.impostor}", *_TRUST,
     )  # fmt: skip
     counts: dict[str, int] = json.loads(impostor.stop())
     if counts["application_bytes"]:
@@ -258,12 +295,13 @@ def _start_td(runner: Runner, name: str, title: str, *options: str) -> None:
     )  # fmt: skip
 
 
-def _guest_up(volume: str, td: str, broker: Address) -> tuple[str, ...]:
+def _guest_up(volume: str, td: str, ports: Ports) -> tuple[str, ...]:
     return (
-        "guest", "up", volume, "--resource", _RESOURCE, "--broker", str(broker),
+        "guest", "up", volume, "--resource", _RESOURCE, "--broker", f"127.0.0.1:{ports.broker}",
         "--broker-identity", "broker/broker.json", "--owner-pub", "owner/owner.pub",
         "--driver", "fuse", "--sysfs", f"cloud/{td}", "--simulation",
-        "--state-dir", f"cloud/state-{td}", "--port", "0", "--rest-api-port", "0",
+        "--state-dir", f"cloud/state-{td}",
+        "--port", str(ports.grpc), "--rest-api-port", str(ports.rest),
     )  # fmt: skip
 
 

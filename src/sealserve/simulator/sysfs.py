@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import re
+import signal
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
