@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sealserve.errors import InputError
 from sealserve.logs import make_log
+from sealserve.model.graphdef import GraphBuilder, shape_proto
 from sealserve.serving.catalog import Catalog, ModelSpec, State
 from sealserve.serving.config import All, Latest, ModelConfig, RuntimeConfig, Specific
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.runtimes.openvino import OpenVinoRuntime
 from sealserve.serving.status import Status
+from sealserve.wire.tensorflow import graph_pb2, tensor_pb2
 from tests.serving.conftest import Running, arrays_of
 
 REASONS = {
@@ -183,3 +186,48 @@ def test_unloading_waits_for_the_requests_that_use_a_model(models: Path) -> None
     assert catalog.statuses(ModelSpec("affine"))[0].state is State.END
     with pytest.raises(InputError, match=r"Servable not found for request: Latest\(affine\)"):
         catalog.acquire(ModelSpec("affine")).__enter__()
+
+
+def _saved_model(directory: Path, builder: GraphBuilder, fetched: str) -> Path:
+    """A SavedModel written by hand, as a foreign exporter might: nothing is tidied."""
+    saved = graph_pb2.SavedModel(saved_model_schema_version=1)
+    meta = saved.meta_graphs.add()
+    meta.meta_info_def.tags.append("serve")
+    meta.graph_def.CopyFrom(builder.graph)
+    definition = meta.signature_def["serving_default"]
+    definition.method_name = "tensorflow/serving/predict"
+    shapes = {"x": shape_proto([None, 4, 4, 1]), "y": shape_proto(None)}
+    for entry, key, name in ((definition.inputs, "x", "x"), (definition.outputs, "y", fetched)):
+        entry[key].name, entry[key].dtype = f"{name}:0", tensor_pb2.DT_FLOAT
+        entry[key].tensor_shape.CopyFrom(shapes[key])
+    directory.mkdir(parents=True)
+    (directory / "saved_model.pb").write_bytes(saved.SerializeToString())
+    return directory.parent
+
+
+def _computed(base: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    plane = dataplane(ModelConfig("m", base, Specific((1,))))
+    return plane.predict(ModelSpec("m"), "", lambda *_: {"x": x}).outputs["y"]
+
+
+def test_a_scalar_constant_stored_as_bytes_is_not_read_as_zero(tmp_path: Path) -> None:
+    """OpenVINO 2026.4 takes it for 0 without a word."""
+    builder = GraphBuilder()
+    builder.multiply(
+        "y", builder.placeholder("x", [None, 4, 4, 1]), builder.const("c", np.float32(3))
+    )
+    (constant,) = (node for node in builder.graph.node if node.name == "c")
+    value = constant.attr["value"].tensor
+    value.ClearField("float_val")
+    value.tensor_content = np.float32(3.0).tobytes()
+    x = np.ones((1, 4, 4, 1), np.float32)
+    np.testing.assert_array_equal(_computed(_saved_model(tmp_path / "1", builder, "y"), x), 3 * x)
+
+
+def test_the_unread_indices_of_a_max_pool_refuse_no_model(tmp_path: Path) -> None:
+    """OpenVINO's MaxPool has a second output of 64-bit integers, which nobody reads here."""
+    builder = GraphBuilder()
+    builder.max_pool("y", builder.placeholder("x", [None, 4, 4, 1]), size=2, stride=2)
+    x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    pooled = _computed(_saved_model(tmp_path / "1", builder, "y"), x)
+    np.testing.assert_array_equal(pooled.ravel(), [5, 7, 13, 15])

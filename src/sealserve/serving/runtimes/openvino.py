@@ -1,11 +1,12 @@
 """OpenVINO as a runtime for SavedModels, one compiled graph for each signature.
 
 OpenVINO reads one signature of a SavedModel, follows the graph beyond the
-signature's inputs, takes a placeholder's default for a constant, drops
-assignments and computes in bfloat16 where the processor can. So each signature
-is loaded like this:
+signature's inputs, takes a placeholder's default for a constant and some scalar
+constants for zero, drops assignments and computes in bfloat16 where the
+processor can. So each signature is loaded like this:
 
-1. its graph is searched for operations that keep state (`saved_model`);
+1. scalar constants are spelled out (`sealserve.wire.graphs`), and its graph is
+   searched for operations that keep state (`saved_model`);
 2. the model is presented to OpenVINO with that signature alone, under names of
    ours that cannot collide (``input.0``, ``output.0``, ...);
 3. the graph is cut at exactly the signature's tensors, with their types and shapes;
@@ -53,6 +54,7 @@ from sealserve.serving.runtimes.saved_model import (
     read_meta_graph,
     stateful_operations,
 )
+from sealserve.wire.graphs import spell_out_scalars
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
 from sealserve.wire.tensors import Array, dtype_name
@@ -118,6 +120,7 @@ class OpenVinoRuntime(Runtime):
 
     def load(self, path: Path) -> Model:
         meta = read_meta_graph(path, self._tags)
+        spell_out_scalars(meta.graph_def)
         compiled: dict[str, _Compiled] = {}
         refused: dict[str, SealserveError] = {}
         for key in sorted(meta.signature_def):
