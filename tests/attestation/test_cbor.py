@@ -9,6 +9,19 @@ from hypothesis import strategies as st
 from sealserve.attestation.cbor import MAX_CBOR_BYTES, Tag, decode, encode
 from sealserve.errors import InputError
 
+
+def depth(value: object) -> int:
+    """How many values stand inside one another."""
+    inside: list[object] = []
+    if isinstance(value, Tag):
+        inside = [value.value]
+    elif isinstance(value, tuple):
+        inside = list(value)
+    elif isinstance(value, dict):
+        inside = [*value.keys(), *value.values()]
+    return 1 + max(map(depth, inside), default=0)
+
+
 KEYS = st.one_of(st.integers(0, 2**64 - 1), st.binary(max_size=40), st.text(max_size=20))
 VALUES = st.recursive(
     KEYS,
@@ -17,8 +30,8 @@ VALUES = st.recursive(
         st.dictionaries(KEYS, inner, max_size=4),
         st.builds(Tag, st.integers(0, 2**64 - 1), inner),
     ),
-    max_leaves=3,  # each leaf adds a level at most, and eight are allowed
-)
+    max_leaves=8,
+).filter(lambda value: depth(value) <= 8)
 
 
 @given(VALUES)

@@ -194,6 +194,14 @@ def test_what_is_no_certificate(der: bytes) -> None:
     assert refusal(der) == "binding.certificate_malformed"
 
 
+def test_a_certificate_of_a_version_that_does_not_exist() -> None:
+    version_1_to_3 = bytes.fromhex("a003020102")  # [0] EXPLICIT INTEGER 2
+    assert GOOD.count(version_1_to_3) == 1
+    unknown = GOOD.replace(version_1_to_3, bytes.fromhex("a003020159"))
+    assert refusal(unknown) == "binding.certificate_malformed"
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
 def test_mutants_are_refused_or_leave_what_matters_alone(offset: int, mask: int) -> None:

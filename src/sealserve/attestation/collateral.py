@@ -33,6 +33,15 @@ _PEM_CHAINS = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_iss
 _CRLS = ("root_ca_crl", "pck_crl")
 _DOCUMENTS = ("tcb_info", "qe_identity")
 _REQUIRED = (*_PEM_CHAINS, *_CRLS, *_DOCUMENTS, "tcb_info_signature", "qe_identity_signature")
+# What the parsers of JSON, DER and PEM raise on bytes that are none.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    x509.InvalidVersion,
+)
 _OPTIONAL = ("pck_certificate_chain",)
 
 
@@ -111,7 +120,7 @@ class Collateral:
             number = documents["tcb_info"]["tcbEvaluationDataNumber"]
             fmspc = documents["tcb_info"]["fmspc"]
             library = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(fields))
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except _UNREADABLE as error:
             raise InputError(
                 "collateral.malformed",
                 f"the collateral cannot be read: {type(error).__name__}",

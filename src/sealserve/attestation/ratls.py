@@ -248,7 +248,7 @@ def _load(der: bytes) -> x509.Certificate:
         )
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise InputError(
             "binding.certificate_malformed", "the server's certificate cannot be read"
         ) from None
@@ -282,7 +282,7 @@ def _evidence(certificate: x509.Certificate) -> tuple[bytes, bytes]:
             "the server's certificate carries no attestation evidence",
             hint=f"an attested server presents it under the name {SERVER_NAME}",
         ) from None
-    except ValueError:
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise InputError(
             "binding.certificate_malformed", "the certificate's extensions cannot be read"
         ) from None

@@ -66,7 +66,7 @@ class Anchor:
             if len(root_der) > _MAX_ANCHOR_BYTES:
                 raise ValueError("too large")
             subject = x509.load_der_x509_certificate(root_der).subject.rfc4514_string()
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             raise InputError(
                 "chain.anchor_malformed",
                 "the anchor is not an X.509 certificate in DER",
