@@ -6,9 +6,9 @@ VENV := .venv
 ORACLE := .venv-oracle
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes
-SOURCES := src tests bench
+SOURCES := src tests bench scripts
 
-.PHONY: help demo test lint unit system wire lock fuzz clean
+.PHONY: help demo test lint unit system wire docs lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -51,6 +51,10 @@ $(ORACLE)/oracle.stamp: requirements/oracle.txt
 
 wire: $(VENV)/dev.stamp ## Generate the message modules from the .proto files
 	src/sealserve/wire/generate.sh $(abspath $(BIN)/python)
+
+docs: $(VENV)/dev.stamp ## Write the references of commands and error codes from the source
+	$(BIN)/python scripts/cli-reference.py docs/cli.md
+	$(BIN)/python scripts/error-reference.py docs/errors.md
 
 lock: ## Resolve and pin every dependency anew (needs uv)
 	requirements/lock.sh

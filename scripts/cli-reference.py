@@ -12,11 +12,12 @@ from typer.main import get_command
 
 from sealserve.cli.main import app
 
-_HEAD = """# Commands
+_HEAD = """\
+# Commands
 
-Written by `make docs` from the commands' own help. Every command also answers to `--help`; those that have a result
-print it as JSON with `--json`. Exit status: 0 done, 2 malformed input, 3 refused, 4 something is missing, 70 a bug in sealserve
-([errors](errors.md)).
+Written by `make docs` from the commands' own help. Every command also answers to `--help`;
+those that have a result print it as JSON with `--json`. Exit status: 0 done, 2 malformed input,
+3 refused, 4 something is missing, 70 a bug in sealserve ([errors](errors.md)).
 """
 
 
