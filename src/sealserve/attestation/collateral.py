@@ -22,7 +22,7 @@ import dcap_qvl
 from cryptography import x509
 
 from sealserve.errors import InputError
-from sealserve.tdx.files import read_limited
+from sealserve.files import read_limited
 
 __all__ = ["MAX_COLLATERAL_BYTES", "Collateral", "Deadline"]
 

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sealserve.attestation.policy import PlatformFlags, Policy, Release, RequiredEvent
 from sealserve.errors import InputError, Unavailable
-from sealserve.tdx.files import read_limited
+from sealserve.files import read_limited
 from sealserve.tdx.quote import TdReport
 
 __all__ = ["MAX_POLICY_BYTES", "dump", "from_report", "load", "parse", "write"]

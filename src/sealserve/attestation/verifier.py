@@ -28,7 +28,7 @@ from cryptography import x509
 
 from sealserve.attestation.collateral import Collateral
 from sealserve.errors import InputError, InternalError, Refused
-from sealserve.tdx.files import read_limited
+from sealserve.files import read_limited
 from sealserve.tdx.quote import Quote, TdReport, parse_quote
 
 __all__ = ["INTEL", "Anchor", "VerifiedTd", "Verifier"]

@@ -66,8 +66,8 @@ def verify_quote(
 
 def read_events(path: Path | None) -> tuple[RuntimeEvent, ...] | None:
     """Read an event log file, if one is given."""
+    from sealserve.files import read_limited
     from sealserve.tdx.eventlog import MAX_LOG_BYTES, decode_log
-    from sealserve.tdx.files import read_limited
 
     return decode_log(read_limited(path, MAX_LOG_BYTES)) if path else None
 

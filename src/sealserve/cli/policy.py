@@ -165,9 +165,9 @@ def client(
     """
     from sealserve.attestation import policy_file
     from sealserve.broker.identity import BrokerIdentity
+    from sealserve.files import read_limited
     from sealserve.guest.measure import client_policy, guest_events
     from sealserve.tdx.eventlog import replay
-    from sealserve.volume.files import read_limited
     from sealserve.volume.owner import load_owner_public
     from sealserve.volume.record import MAX_RECORD_SIZE, open_record
 

@@ -47,7 +47,7 @@ def put(
     from sealserve.broker.directory import open_broker
     from sealserve.broker.protocol import MAX_RECORD_BYTES
     from sealserve.errors import Refused
-    from sealserve.volume.files import read_limited
+    from sealserve.files import read_limited
     from sealserve.volume.owner import load_owner_public
     from sealserve.volume.record import key_id_of, open_record
 

@@ -64,8 +64,8 @@ def create(
     from sealserve.broker.deposit import seal_for
     from sealserve.broker.identity import BrokerIdentity
     from sealserve.errors import SealserveError
+    from sealserve.files import require_absent, require_writable_place, write_atomically
     from sealserve.volume.cipher import wipe
-    from sealserve.volume.files import require_absent, require_writable_place, write_atomically
     from sealserve.volume.maker import create_sealed
     from sealserve.volume.owner import load_owner_key
     from sealserve.volume.record import KEY_SIZE, open_record
@@ -206,7 +206,7 @@ def show(record: _RecordArgument, json: JsonFlag = False) -> None:
 
     Example: sealserve volume record show models.record
     """
-    from sealserve.volume.files import read_limited
+    from sealserve.files import read_limited
     from sealserve.volume.record import MAX_RECORD_SIZE, peek_record
 
     signed = read_limited(record, MAX_RECORD_SIZE)
@@ -227,7 +227,7 @@ def verify_record(record: _RecordArgument, owner_pub: _OwnerPub, json: JsonFlag 
 
 
 def _open(record: Path, owner_pub: Path) -> tuple[bytes, VolumeRecord]:
-    from sealserve.volume.files import read_limited
+    from sealserve.files import read_limited
     from sealserve.volume.owner import load_owner_public
     from sealserve.volume.record import MAX_RECORD_SIZE, open_record
 

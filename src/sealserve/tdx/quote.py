@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sealserve.errors import InputError, Refused
-from sealserve.tdx.files import read_limited
+from sealserve.files import read_limited
 
 __all__ = [
     "MAX_QUOTE_BYTES",

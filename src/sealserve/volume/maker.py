@@ -31,8 +31,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from sealserve.errors import InputError, Unavailable
+from sealserve.files import fsync_directory
 from sealserve.volume.child import FuseChild, require_fuse
-from sealserve.volume.files import fsync_directory
 from sealserve.volume.luks2 import KEYSLOTS_SIZE, METADATA_SIZE
 from sealserve.volume.process import Runner, run, secret_pipe
 from sealserve.volume.record import (

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from sealserve.errors import InputError, Unavailable
-from sealserve.volume.files import read_limited, require_absent, write_atomically
+from sealserve.files import read_limited, require_absent, write_atomically
 
 __all__ = ["PRIVATE_NAME", "PUBLIC_NAME", "init_owner", "load_owner_key", "load_owner_public"]
 

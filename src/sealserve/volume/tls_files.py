@@ -27,7 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from google.protobuf import text_format
 
 from sealserve.errors import InputError, Unavailable
-from sealserve.volume.files import require_absent, write_atomically
+from sealserve.files import require_absent, write_atomically
 from sealserve.wire.serving import config_pb2
 
 __all__ = ["TlsFiles", "make_tls_files"]

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-def read_limited(path: Path, limit: int) -> bytes:
+def read_limited(path: Path | str, limit: int) -> bytes:
     """Read a file that must not be larger than ``limit`` bytes.
 
     Raises:
@@ -26,7 +26,7 @@ def read_limited(path: Path, limit: int) -> bytes:
         Unavailable: ``file.unreadable``.
     """
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
         raise Unavailable(
