@@ -18,6 +18,7 @@ from sealserve.demo.runner import Outcome, Runner
 from sealserve.errors import InternalError
 
 __all__ = [
+    "TRUST",
     "DemoResult",
     "Ports",
     "classify_a_photo",
@@ -220,7 +221,7 @@ def classify_a_photo(runner: Runner, ports: Ports) -> tuple[dict[str, Any], dict
     outcome = runner.run(
         "Client: verify the server's quote, then classify a photo",
         "predict", "client/coffee.png", "--url", f"127.0.0.1:{ports.grpc}", "--model", _LITE0,
-        *_TRUST, "--json",
+        *TRUST, "--json",
     )  # fmt: skip
     answer = outcome.result()
     best = answer["labels"][0]
@@ -273,7 +274,7 @@ def refuse_three_times(
     refusals["foreign quote"] = _refused(
         runner,
         "Refusal 3: a server whose quote does not match its key",
-        "predict", "client/coffee.png", "--url", f"127.0.0.1:{ports.impostor}", *_TRUST,
+        "predict", "client/coffee.png", "--url", f"127.0.0.1:{ports.impostor}", *TRUST,
     )  # fmt: skip
     counts: dict[str, int] = json.loads(impostor.stop())
     if counts["application_bytes"]:
@@ -281,7 +282,7 @@ def refuse_three_times(
     return refusals, counts
 
 
-_TRUST = (
+TRUST = (
     "--policy", "client/policy.yaml", "--collateral", "platform/collateral.json",
     "--simulation-anchor", "platform/anchor.der",
 )  # fmt: skip
