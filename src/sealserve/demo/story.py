@@ -22,12 +22,14 @@ __all__ = [
     "DemoResult",
     "Ports",
     "classify_a_photo",
+    "guest_up",
     "make_models",
     "measure",
     "refuse_three_times",
     "run_demo",
     "seal_and_deposit",
     "serve_in_the_cloud",
+    "start_td",
 ]
 
 _HOST = "grpc.tf.service.com"
@@ -168,7 +170,7 @@ def seal_and_deposit(runner: Runner, ports: Ports) -> None:
         "--owner-key", "owner/owner.key", "--name", "demo", "--record", "owner/models.record.json",
         "--broker", "broker/broker.json", "--sealed-key", "owner/models.key.sealed",
     )  # fmt: skip
-    _start_td(runner, "reference", "Owner: boot the guest image once, for its measurements")
+    start_td(runner, "reference", "Owner: boot the guest image once, for its measurements")
     runner.run(
         "Owner: take a reference quote",
         "attest", "quote", "--sysfs", "cloud/reference", "--simulation", "--report-data", "00" * 64,
@@ -202,11 +204,11 @@ def seal_and_deposit(runner: Runner, ports: Ports) -> None:
 
 def serve_in_the_cloud(runner: Runner, ports: Ports) -> None:
     """Cloud: a TD that attests, opens the volume and serves."""
-    _start_td(runner, "td", "Cloud: boot a TD with the guest image")
+    start_td(runner, "td", "Cloud: boot a TD with the guest image")
     runner.start(
         "Guest: attest, open the volume, measure, serve",
         "guest",
-        *_guest_up("cloud/models.seal", "td", ports),
+        *guest_up("cloud/models.seal", "td", ports),
     )
 
 
@@ -250,19 +252,19 @@ def refuse_three_times(
     """The three refusals by name, and what reached the impostor."""
     refusals = {}
 
-    _start_td(runner, "other", "Cloud: boot a TD with another image", "--firmware", "not the image")
+    start_td(runner, "other", "Cloud: boot a TD with another image", "--firmware", "not the image")
     refusals["other measurement"] = _refused(
         runner,
         "Refusal 1: a TD with another measurement asks for the key",
-        *_guest_up("cloud/models.seal", "other", ports),
+        *guest_up("cloud/models.seal", "other", ports),
     )
 
     _flip_one_bit(runner)
-    _start_td(runner, "fresh", "Cloud: boot another TD with the guest image")
+    start_td(runner, "fresh", "Cloud: boot another TD with the guest image")
     refusals["flipped bit"] = _refused(
         runner,
         "Refusal 2: the volume has one flipped bit",
-        *_guest_up("cloud/flipped.seal", "fresh", ports),
+        *guest_up("cloud/flipped.seal", "fresh", ports),
     )
 
     impostor = runner.start(
@@ -288,7 +290,8 @@ TRUST = (
 )  # fmt: skip
 
 
-def _start_td(runner: Runner, name: str, title: str, *options: str) -> None:
+def start_td(runner: Runner, name: str, title: str, *options: str) -> None:
+    """Boot a simulated TD whose sysfs appears under ``cloud/name``."""
     runner.start(
         f"{title} (SIMULATION)",
         name,
@@ -296,13 +299,17 @@ def _start_td(runner: Runner, name: str, title: str, *options: str) -> None:
     )  # fmt: skip
 
 
-def _guest_up(volume: str, td: str, ports: Ports) -> tuple[str, ...]:
+def guest_up(
+    volume: str, td: str, ports: Ports, *, grpc: int | None = None, rest: int | None = None
+) -> tuple[str, ...]:
+    """The command that starts a guest on a volume in a TD; on other ports if given."""
     return (
         "guest", "up", volume, "--resource", _RESOURCE, "--broker", f"127.0.0.1:{ports.broker}",
         "--broker-identity", "broker/broker.json", "--owner-pub", "owner/owner.pub",
         "--driver", "fuse", "--sysfs", f"cloud/{td}", "--simulation",
         "--state-dir", f"cloud/state-{td}",
-        "--port", str(ports.grpc), "--rest-api-port", str(ports.rest),
+        "--port", str(ports.grpc if grpc is None else grpc),
+        "--rest-api-port", str(ports.rest if rest is None else rest),
     )  # fmt: skip
 
 

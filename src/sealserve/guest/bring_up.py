@@ -42,6 +42,7 @@ from sealserve.volume.record import VolumeRecord, open_record
 __all__ = ["GuestConfig", "up"]
 
 _POLL_SECONDS = 0.5
+_SIMULATION = "SIMULATION: this is not a real TD"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
     forbid_core_dumps()
     stopping = _stop_on_signals()
     td = TdxGuest(config.sysfs, allow_simulation=config.allow_simulation)
-    log = logs.configure(program="sealserve guest", **_loudly(td))
+    note = {"note": _SIMULATION} if td.simulated else {}
+    log = logs.configure(program="sealserve guest", **note)
     require_unmeasured(td)
     with ExitStack() as down:
         mountpoint = _mountpoint(config.state_dir, down)
@@ -106,7 +108,10 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
         log.info("measured", events=[event.name for event in events])
 
         identity = _attested_identity(td, events, config)
-        server = down.enter_context(ServerProcess(mountpoint, identity, config.serve_flags))
+        loud = (f"--log_note={_SIMULATION}",) if td.simulated else ()
+        server = down.enter_context(
+            ServerProcess(mountpoint, identity, (*config.serve_flags, *loud))
+        )
         log.info("serving", **server.ports)
         on_ready(server.ports)
         _supervise(server, stopping, lambda: _attested_identity(td, events, config), config, log)
@@ -169,10 +174,6 @@ def _supervise(
             server.renew(new_identity())
             renew_at += renew_every
             log.info("renewed", certificate="attested TLS identity")
-
-
-def _loudly(td: TdxGuest) -> dict[str, str]:
-    return {"simulation": "SIMULATION: this is not a real TD"} if td.simulated else {}
 
 
 def _mountpoint(state_dir: Path, down: ExitStack) -> Path:

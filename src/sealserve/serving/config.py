@@ -123,6 +123,7 @@ class ServerConfig:
         tensor_content: answer with ``tensor_content`` instead of typed fields.
         runtime: how models are run.
         drain_seconds: how long a stopping server waits for the requests it has begun.
+        log_note: stands in every line of the log; a simulated guest says so with it.
         ready_fd: a file descriptor that gets one JSON line with the ports.
         ignored: flags that were given and have no effect, each with the reason.
     """
@@ -141,6 +142,7 @@ class ServerConfig:
     tensor_content: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     drain_seconds: float = 25.0
+    log_note: str = ""
     ready_fd: int | None = None
     ignored: tuple[tuple[str, str], ...] = ()
 

@@ -97,6 +97,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("tensorflow_session_parallelism", 0, "sets both of the above"),
     Flag("grpc_channel_arguments", "", "gRPC channel arguments, key=value, comma-separated"),
     Flag("enable_serialization_as_tensor_content", False, "answer with tensor_content"),
+    Flag("log_note", "", "text that stands in every line of the log", own=True),
     Flag("ready_fd", -1, "descriptor that gets one JSON line with the ports", own=True),
     Flag("version", False, "print the version and exit"),
     # Known, and without effect here.
@@ -173,6 +174,7 @@ def parse(argv: Sequence[str]) -> ServerConfig:
             streams=given.number("tensorflow_inter_op_parallelism") or session,
         ),
         drain_seconds=given.number("drain_seconds", 0, 86_400),
+        log_note=given.text("log_note"),
         ready_fd=given.number("ready_fd", 0) if given.has("ready_fd") else None,
         ignored=tuple(
             (f"--{flag.name}", flag.meaning)

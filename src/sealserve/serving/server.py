@@ -40,7 +40,8 @@ class Server:
 
     def __init__(self, config: ServerConfig, log: Log | None = None) -> None:
         self._config = config
-        self._log = log if log is not None else make_log()
+        note = {"note": config.log_note} if config.log_note else {}
+        self._log = log if log is not None else make_log(program="sealserve serve", **note)
         self._stopping = threading.Event()
         self._catalog: Catalog | None = None
         self._grpc: GrpcFront | None = None
