@@ -1,0 +1,109 @@
+"""The program as a whole: help, versions, errors, signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sealserve import __version__
+from sealserve.cli import main as program
+
+
+def run(*command: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the program, or a piece of code that calls it, in a process of its own."""
+    call = ["-c", code] if code else ["-m", "sealserve"]
+    return subprocess.run(
+        [sys.executable, *call, *command], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_shows_the_whole_product() -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    for name in program._COMMANDS:
+        assert f" {name} " in shown.stdout
+
+
+@pytest.mark.parametrize("name", sorted(program._COMMANDS))
+def test_every_command_explains_itself(name: str) -> None:
+    shown = run(name, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert len(shown.stdout.splitlines()) > 8
+
+
+def test_the_version() -> None:
+    assert run("--version").stdout == f"sealserve {__version__}\n"
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    wrong = run("nonsense")
+    assert wrong.returncode == 2
+    assert "nonsense" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_an_error_is_one_message_with_its_code(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("surprise: 1\n")
+    wrong = run("policy", "check", str(policy))
+    assert wrong.returncode == 2
+    assert "[policy.malformed]" in wrong.stderr
+    assert "surprise" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_an_error_is_json_when_json_was_asked_for(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("surprise: 1\n")
+    wrong = run("policy", "check", str(policy), "--json")
+    error = json.loads(wrong.stderr)["error"]
+    assert error["code"] == "policy.malformed"
+    assert wrong.stdout == ""
+
+
+def _with(body: str) -> str:
+    """Code that runs the program after ``body`` has changed something in it."""
+    return f"import sys\nfrom sealserve.cli import main as m\n{body}\nm.main()\n"
+
+
+def _failing(statement: str) -> str:
+    return _with(
+        "from sealserve.cli import main as module\n"
+        f"def fail(*a, **k):\n    {statement}\n"
+        "import sealserve.cli.main as module\n"
+        "module.app = fail\n"
+    )
+
+
+def test_a_missing_extra_says_what_to_install() -> None:
+    wrong = run(code=_failing("raise ModuleNotFoundError('no', name='openvino.runtime')"))
+    assert wrong.returncode == 4
+    assert "pip install 'sealserve[serve]'" in wrong.stderr
+
+
+def test_a_bug_is_reported_without_its_values() -> None:
+    wrong = run(code=_failing("raise ValueError('the secret value')"))
+    assert wrong.returncode == 70
+    assert "[internal.unexpected]" in wrong.stderr
+    assert "ValueError" in wrong.stderr
+    assert "secret" not in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_ctrl_c_and_sigterm_end_with_the_shells_statuses() -> None:
+    assert run(code=_failing("raise KeyboardInterrupt")).returncode == 128 + signal.SIGINT
+    killed = run(code=_failing("import os, signal; os.kill(os.getpid(), signal.SIGTERM)"))
+    assert killed.returncode == 128 + signal.SIGTERM
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    shell = f"{sys.executable} -m sealserve --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 128 + signal.SIGPIPE)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

@@ -1,0 +1,76 @@
+"""`sealserve demo` as a newcomer runs it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def test_the_demo_shows_the_flow_and_three_refusals(tmp_path: Path) -> None:
+    look, results = tmp_path / "look", tmp_path / "results.json"
+    command = ["demo", "--keep", str(look), "--json", str(results), "--loop", "3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sealserve", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(results.read_text())
+    assert result["label"] == "espresso"
+    assert result["probability"] > 0.9
+    assert result["bench"]["requests"] == 3
+    assert {name: why["code"] for name, why in result["refusals"].items()} == {
+        "other measurement": "release.denied",
+        "flipped bit": "volume.block_mismatch",
+        "foreign quote": "binding.key_mismatch",
+    }
+    assert "policy.mrtd_unknown" in result["refusals"]["other measurement"]["message"]
+    assert result["impostor"]["handshakes"] == 1
+    assert result["impostor"]["application_bytes"] == 0
+    assert "espresso" in done.stdout
+    _check_script(look, result["steps"])
+    assert str(look) not in Path("/proc/self/mountinfo").read_text()
+    again = subprocess.run(
+        [sys.executable, "-m", "sealserve", *command], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 2
+    assert "[demo.directory_not_empty]" in again.stderr
+
+
+def _check_script(look: Path, steps: list[dict[str, object]]) -> None:
+    """commands.sh is a shell script with every command of the demo, in order."""
+    script = look / "commands.sh"
+    subprocess.run(["sh", "-n", script], check=True)
+    lines = [line for line in script.read_text().splitlines() if line.startswith("sealserve ")]
+    written = [shlex.split(line.removesuffix(" &").partition(" > ")[0]) for line in lines]
+    assert written == [step["command"] for step in steps]
+
+
+def test_an_interrupted_demo_ends_its_processes(tmp_path: Path) -> None:
+    look = tmp_path / "look"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sealserve", "demo", "--keep", str(look)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Broker: listen" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert str(look) not in Path("/proc/self/mountinfo").read_text()
+    assert (look / "commands.sh").exists()
+    for status in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            where = status.readlink()
+        except OSError:
+            continue
+        assert where != look
