@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from sealserve import __version__
-from sealserve.cli import main as program
+
+# The package exports the function of this name, which hides the module.
+program = importlib.import_module("sealserve.cli.main")
 
 
 def run(*command: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -66,17 +69,13 @@ def test_an_error_is_json_when_json_was_asked_for(tmp_path: Path) -> None:
     assert wrong.stdout == ""
 
 
-def _with(body: str) -> str:
-    """Code that runs the program after ``body`` has changed something in it."""
-    return f"import sys\nfrom sealserve.cli import main as m\n{body}\nm.main()\n"
-
-
 def _failing(statement: str) -> str:
-    return _with(
-        "from sealserve.cli import main as module\n"
+    """Code that runs the program with ``statement`` in place of its commands."""
+    return (
+        "import sys, sealserve.cli\n"
         f"def fail(*a, **k):\n    {statement}\n"
-        "import sealserve.cli.main as module\n"
-        "module.app = fail\n"
+        "sys.modules['sealserve.cli.main'].app = fail\n"
+        "sealserve.cli.main()\n"
     )
 
 
@@ -104,6 +103,5 @@ def test_ctrl_c_and_sigterm_end_with_the_shells_statuses() -> None:
 def test_a_reader_that_goes_away_is_no_error() -> None:
     shell = f"{sys.executable} -m sealserve --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 128 + signal.SIGPIPE)
-    assert "Traceback" not in done.stderr
-    assert "Exception" not in done.stderr
+    assert done.returncode in (0, 1, 128 + signal.SIGPIPE)  # 1 is rich's
+    assert done.stderr == ""
