@@ -6,6 +6,7 @@ Rules this module keeps:
   under its own anchor. A collateral file needs no protection but freshness.
 * Exactly the known fields, bounded size, and the deadlines inside are found
   when it is read: a file that cannot be judged is refused at the door.
+* The strings that are signed are kept as they are, byte for byte.
 
 The fields are those of Intel's PCS, API version 4, as ``dcap-qvl`` names them.
 """
@@ -13,6 +14,7 @@ The fields are those of Intel's PCS, API version 4, as ``dcap-qvl`` names them.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,13 +23,23 @@ from typing import Any
 import dcap_qvl
 from cryptography import x509
 
-from sealserve.errors import InputError
+from sealserve.errors import InputError, Refused
 from sealserve.files import read_limited
 
-__all__ = ["MAX_COLLATERAL_BYTES", "Collateral", "Deadline"]
+__all__ = [
+    "MAX_COLLATERAL_BYTES",
+    "WARNING_DAYS",
+    "Collateral",
+    "Deadline",
+    "ending_soon",
+    "require_current",
+]
 
 MAX_COLLATERAL_BYTES = 8 << 20
 """Intel's PCK CRLs grow with every revocation; today a bundle has 16-24 KB."""
+
+WARNING_DAYS = (14, 7, 1)
+"""Days before an end at which the warning about it becomes more urgent."""
 
 _PEM_CHAINS = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
 _CRLS = ("root_ca_crl", "pck_crl")
@@ -40,6 +52,7 @@ _UNREADABLE = (
     KeyError,
     OverflowError,
     RecursionError,
+    AttributeError,
     x509.InvalidVersion,
 )
 _OPTIONAL = ("pck_certificate_chain",)
@@ -62,13 +75,19 @@ class Collateral:
         deadlines: validity window of each part.
         evaluation_number: TCB evaluation data number of the TCB info; a higher
             number is newer knowledge.
+        qe_evaluation_number: the same of the QE identity.
         fmspc: platform model the TCB info is about, 12 hexadecimal digits.
+        ca: whose PCK CRL is here: ``"platform"`` or ``"processor"``.
+        parts: the JSON object's fields as they were read.
         library: the same collateral as the verification library takes it.
     """
 
     deadlines: tuple[Deadline, ...]
     evaluation_number: int
+    qe_evaluation_number: int
     fmspc: str
+    ca: str
+    parts: Mapping[str, str] = field(repr=False)
     library: Any = field(repr=False, compare=False)
 
     @property
@@ -82,9 +101,19 @@ class Collateral:
         return self.first_to_end.ends
 
     @property
+    def issued(self) -> dict[str, datetime]:
+        """When Intel signed each document and CRL."""
+        signed = (*_DOCUMENTS, *_CRLS)
+        return {each.part: each.begins for each in self.deadlines if each.part in signed}
+
+    @property
     def first_to_end(self) -> Deadline:
         """The part that expires first."""
         return min(self.deadlines, key=lambda deadline: deadline.ends)
+
+    def to_json(self) -> bytes:
+        """The JSON object that :meth:`from_json` reads."""
+        return json.dumps(dict(self.parts), indent=1).encode() + b"\n"
 
     @classmethod
     def load(cls, path: Path | str) -> Collateral:
@@ -115,27 +144,73 @@ class Collateral:
             )
         fields = _read_fields(raw)
         try:
-            documents = {name: json.loads(fields[name]) for name in _DOCUMENTS}
-            deadlines = tuple(_deadlines(fields, documents))
-            number = documents["tcb_info"]["tcbEvaluationDataNumber"]
-            fmspc = documents["tcb_info"]["fmspc"]
-            library = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(fields))
+            return cls(**_read_parts(fields))
         except _UNREADABLE as error:
             raise InputError(
                 "collateral.malformed",
                 f"the collateral cannot be read: {type(error).__name__}",
                 hint="fetch it again from Intel's PCS or your PCCS",
             ) from None
-        if type(number) is not int or not isinstance(fmspc, str) or len(fmspc) != 12:
-            raise InputError(
-                "collateral.malformed", "the TCB info has no evaluation number or no FMSPC"
+
+
+def require_current(collateral: Collateral, now: datetime) -> None:
+    """Refuse collateral that is out of its time, and say which part it is.
+
+    Raises:
+        Refused: ``collateral.not_yet_valid`` or ``collateral.expired``.
+    """
+    for deadline in collateral.deadlines:
+        if now < deadline.begins:
+            raise Refused(
+                "collateral.not_yet_valid",
+                f"{deadline.part} is valid from {_utc(deadline.begins)}, "
+                f"and the time to verify for is {_utc(now)}",
+                hint="check the clock of this machine",
             )
-        return cls(
-            deadlines=deadlines,
-            evaluation_number=number,
-            fmspc=fmspc.lower(),
-            library=library,
-        )
+        if now > deadline.ends:
+            raise Refused(
+                "collateral.expired",
+                f"{deadline.part} expired after {_utc(deadline.ends)}, "
+                f"and the time to verify for is {_utc(now)}",
+                hint="fetch collateral for this platform again and retry",
+            )
+
+
+def ending_soon(ends: datetime, now: datetime, *, of: str = "the collateral") -> str | None:
+    """The warning that an end is near, or ``None`` beyond the first of :data:`WARNING_DAYS`.
+
+    Args:
+        ends: when it ends; an end that has passed is a refusal, not a warning.
+        now: the time of the decision, with a time zone.
+        of: what ends.
+    """
+    left = ends - now
+    passed = [days for days in WARNING_DAYS if left <= timedelta(days=days)]
+    if not passed or left < timedelta(0):
+        return None
+    urgency = "URGENT: " if passed[-1] == WARNING_DAYS[-1] else ""
+    return (
+        f"{urgency}{of} ends in {left.days} day(s), at {_utc(ends)}: "
+        "fetch it again before, or guests of this platform are locked out"
+    )
+
+
+def _read_parts(fields: dict[str, str]) -> dict[str, Any]:
+    """What :class:`Collateral` holds; raises any of ``_UNREADABLE``."""
+    documents = {name: json.loads(fields[name]) for name in _DOCUMENTS}
+    crls = {name: x509.load_der_x509_crl(bytes.fromhex(fields[name])) for name in _CRLS}
+    tcb_info, qe_identity = documents["tcb_info"], documents["qe_identity"]
+    issuer = crls["pck_crl"].issuer.rfc4514_string()
+    (ca,) = (name for name in ("platform", "processor") if f"PCK {name.title()} CA" in issuer)
+    return {
+        "deadlines": tuple(_deadlines(fields, documents, crls)),
+        "evaluation_number": _number(tcb_info["tcbEvaluationDataNumber"]),
+        "qe_evaluation_number": _number(qe_identity["tcbEvaluationDataNumber"]),
+        "fmspc": _fmspc(tcb_info["fmspc"]),
+        "ca": ca,
+        "parts": fields,
+        "library": dcap_qvl.QuoteCollateralV3.from_json(json.dumps(fields)),
+    }
 
 
 def _read_fields(raw: bytes) -> dict[str, str]:
@@ -169,13 +244,16 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _deadlines(fields: dict[str, str], documents: dict[str, Any]) -> list[Deadline]:
+def _deadlines(
+    fields: dict[str, str],
+    documents: dict[str, Any],
+    crls: dict[str, x509.CertificateRevocationList],
+) -> list[Deadline]:
     found = [
         Deadline(name, _time(document["issueDate"]), _time(document["nextUpdate"]))
         for name, document in documents.items()
     ]
-    for name in _CRLS:
-        crl = x509.load_der_x509_crl(bytes.fromhex(fields[name]))
+    for name, crl in crls.items():
         if crl.next_update_utc is None:
             raise ValueError("a CRL without nextUpdate never expires")
         # A CRL is good *before* nextUpdate: that second is already too late.
@@ -192,3 +270,19 @@ def _time(text: str) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("a time without zone")
     return moment.astimezone(UTC)
+
+
+def _utc(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError("no evaluation number")
+    return value
+
+
+def _fmspc(value: str) -> str:
+    if len(value) != 12:
+        raise ValueError("no FMSPC")
+    return bytes.fromhex(value).hex()

@@ -1,0 +1,129 @@
+"""Is this collateral really Intel's? Asked before it is kept, without any quote.
+
+Rules this module keeps:
+
+* It guards the store: junk must not replace what is good, and a forged
+  evaluation number must not lock out the true ones that follow.
+* It replaces nothing: the verifier checks every signature again, each time,
+  with a quote at hand.
+
+Source: Intel SGX PCK Certificate and CRL Profile Specification (chains, CRLs);
+PCS API version 4 (documents, signed as raw ``r || s`` over their exact bytes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+from sealserve.attestation.collateral import Collateral
+from sealserve.attestation.verifier import Anchor
+from sealserve.errors import InputError, Refused
+
+__all__ = ["check_signatures"]
+
+_INTEL_ROOT_SHA256: Final = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
+"""SHA-256 of Intel's SGX Root CA certificate in DER, as Intel publishes it."""
+
+_WHENCE = "ask another source for it; the one that gave it is damaged or dishonest"
+
+
+def check_signatures(collateral: Collateral, anchor: Anchor) -> None:
+    """Check each signature in the collateral down from the anchor.
+
+    Args:
+        collateral: as it was read.
+        anchor: the root to believe.
+
+    Raises:
+        InputError: ``collateral.malformed``.
+        Refused: ``chain.wrong_root``, ``chain.not_verified``,
+            ``chain.revoked``, ``crl.signature`` or ``collateral.signature``.
+    """
+    parts = collateral.parts
+    root_crl = x509.load_der_x509_crl(bytes.fromhex(parts["root_ca_crl"]))
+    pck_crl = x509.load_der_x509_crl(bytes.fromhex(parts["pck_crl"]))
+    pck_ca, root = _chain(parts["pck_crl_issuer_chain"], "pck_crl_issuer_chain", anchor)
+    _check_crl(root_crl, root, "root_ca_crl")
+    _check_crl(pck_crl, pck_ca, "pck_crl")
+    _check_not_revoked(pck_ca, root_crl, "pck_crl_issuer_chain")
+    for name in ("tcb_info", "qe_identity"):
+        place = f"{name}_issuer_chain"
+        signer, _ = _chain(parts[place], place, anchor)
+        _check_not_revoked(signer, root_crl, place)
+        _check_document(parts[name], parts[f"{name}_signature"], signer, name)
+
+
+def _chain(pem: str, where: str, anchor: Anchor) -> tuple[x509.Certificate, x509.Certificate]:
+    """The issuing certificate and the root, the one signed by the other."""
+    certificates = x509.load_pem_x509_certificates(pem.encode())
+    if len(certificates) != 2:
+        raise InputError(
+            "collateral.malformed",
+            f"an issuer chain has 2 certificates; this one has {len(certificates)}",
+            where=where,
+        )
+    issuer, root = certificates
+    found = hashlib.sha256(root.public_bytes(serialization.Encoding.DER)).hexdigest()
+    wanted = (
+        _INTEL_ROOT_SHA256
+        if anchor.root_der is None
+        else hashlib.sha256(anchor.root_der).hexdigest()
+    )
+    if found != wanted:
+        raise Refused(
+            "chain.wrong_root",
+            f"the chain ends in a root with SHA-256 {found}, which is not the anchor's",
+            where=where,
+            hint="collateral of a SIMULATED platform needs its anchor; Intel's needs none",
+        )
+    try:
+        issuer.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        raise Refused(
+            "chain.not_verified", "the root did not sign this chain", where=where, hint=_WHENCE
+        ) from None
+    return issuer, root
+
+
+def _check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, where: str) -> None:
+    key = issuer.public_key()
+    if (
+        crl.issuer != issuer.subject
+        or not isinstance(key, ec.EllipticCurvePublicKey)
+        or not crl.is_signature_valid(key)
+    ):
+        raise Refused(
+            "crl.signature", "the CRL is not signed by its issuer", where=where, hint=_WHENCE
+        )
+
+
+def _check_not_revoked(
+    certificate: x509.Certificate, crl: x509.CertificateRevocationList, where: str
+) -> None:
+    if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+        raise Refused(
+            "chain.revoked", "Intel has revoked the certificate that signs this", where=where
+        )
+
+
+def _check_document(text: str, signature: str, signer: x509.Certificate, where: str) -> None:
+    key = signer.public_key()
+    try:
+        raw = bytes.fromhex(signature)
+        if len(raw) != 64 or not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("not an ECDSA P-256 signature")
+        r, s = int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big")
+        key.verify(utils.encode_dss_signature(r, s), text.encode(), ec.ECDSA(hashes.SHA256()))
+    except (ValueError, InvalidSignature):
+        raise Refused(
+            "collateral.signature",
+            "the signature does not fit the document",
+            where=where,
+            hint=_WHENCE,
+        ) from None
