@@ -14,6 +14,8 @@ PCS API version 4 (documents, signed as raw ``r || s`` over their exact bytes).
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from typing import Final
 
 from cryptography import x509
@@ -41,11 +43,12 @@ def check_signatures(collateral: Collateral, anchor: Anchor) -> None:
         anchor: the root to believe.
 
     Raises:
-        InputError: ``collateral.malformed``.
+        InputError: ``collateral.malformed``, ``collateral.not_tdx``.
         Refused: ``chain.wrong_root``, ``chain.not_verified``,
             ``chain.revoked``, ``crl.signature`` or ``collateral.signature``.
     """
     parts = collateral.parts
+    _check_kind(parts)
     root_crl = x509.load_der_x509_crl(bytes.fromhex(parts["root_ca_crl"]))
     pck_crl = x509.load_der_x509_crl(bytes.fromhex(parts["pck_crl"]))
     pck_ca, root = _chain(parts["pck_crl_issuer_chain"], "pck_crl_issuer_chain", anchor)
@@ -57,6 +60,17 @@ def check_signatures(collateral: Collateral, anchor: Anchor) -> None:
         signer, _ = _chain(parts[place], place, anchor)
         _check_not_revoked(signer, root_crl, place)
         _check_document(parts[name], parts[f"{name}_signature"], signer, name)
+
+
+def _check_kind(parts: Mapping[str, str]) -> None:
+    """The same platform model has statements about SGX, which say nothing about TDX."""
+    kinds = tuple(json.loads(parts[name]).get("id") for name in ("tcb_info", "qe_identity"))
+    if kinds != ("TDX", "TD_QE"):
+        raise InputError(
+            "collateral.not_tdx",
+            f"TCB info and QE identity are of {str(kinds)[:80]}, not of ('TDX', 'TD_QE')",
+            hint="ask the service under /tdx/certification/v4",
+        )
 
 
 def _chain(pem: str, where: str, anchor: Anchor) -> tuple[x509.Certificate, x509.Certificate]:

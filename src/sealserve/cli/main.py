@@ -29,6 +29,7 @@ _COMMANDS = {
     "broker": "sealserve.cli.broker",
     "secret": "sealserve.cli.secret",
     "policy": "sealserve.cli.policy",
+    "collateral": "sealserve.cli.collateral",
     "audit": "sealserve.cli.audit",
     "guest": "sealserve.cli.guest",
     "serve": "sealserve.cli.serve",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +51,38 @@ def platform(
         as_json=as_json,
         text=f"SIMULATION: anchor {paths['anchor']}, collateral {paths['collateral']}",
     )
+
+
+@app.command()
+def pccs(
+    platform: Annotated[
+        Path, typer.Option(help="Directory of the simulated platform.", file_okay=False)
+    ],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 for any.")
+    ] = "localhost:0",
+) -> None:
+    """Run a SIMULATED PCCS that serves this platform's collateral, until SIGTERM.
+
+    Plain HTTP, so it is for this machine; one JSON line on stdout has the URL
+    for `collateral fetch --url`. A renewed platform is served renewed.
+
+    Example: sealserve simulate pccs --platform ./platform --listen localhost:8081
+    """
+    from sealserve.address import Address
+    from sealserve.attestation.collateral import Collateral
+    from sealserve.simulator import fence
+    from sealserve.simulator.pccs import Pccs
+    from sealserve.simulator.platform import COLLATERAL_FILE
+
+    fence.require_no_tdx()
+    file = platform / COLLATERAL_FILE
+    fmspc = Collateral.load(file).fmspc
+    with Pccs(lambda: Collateral.load(file), Address.parse(listen, where="--listen")) as server:
+        stop = _stop_signal()
+        console.ERR.print(f"SIMULATION: PCCS for {fmspc} on {server.url}", markup=False)
+        _print_line({"ready": "PCCS", "simulation": True, "url": server.url, "fmspc": fmspc})
+        stop.wait()
 
 
 @app.command()
@@ -108,21 +142,24 @@ def impostor(
 
     Example: sealserve simulate impostor --victim localhost:8500 --listen localhost:9500
     """
-    import signal
-    import threading
-
     from sealserve.address import Address
     from sealserve.simulator.impostor import Impostor, steal_evidence
 
     certificate = steal_evidence(Address.parse(victim, where="--victim"))
     server = Impostor(certificate, Address.parse(listen, where="--listen"))
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _stop_signal()
     console.ERR.print(f"SIMULATION: impostor of {victim} on {server.address}", markup=False)
     _print_line({"ready": "impostor", "simulation": True, "address": str(server.address)})
     server.serve(stop)
     _print_line(server.counts.to_dict())
+
+
+def _stop_signal() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def _print_line(value: Mapping[str, object]) -> None:
