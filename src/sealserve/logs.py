@@ -17,7 +17,7 @@ __all__ = ["Log", "configure", "make_log"]
 Log = FilteringBoundLogger
 
 
-def make_log(stream: TextIO | None = None, **always: object) -> Log:
+def make_log(stream: TextIO | None = None, /, **always: object) -> Log:
     """A logger of its own.
 
     Args:
