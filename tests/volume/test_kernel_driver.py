@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from sealserve.errors import InputError, Refused, Unavailable
+from sealserve.volume.drivers import driver_named
 from sealserve.volume.kernel_driver import KernelDriver
-from sealserve.volume.mapper import driver_named
 from sealserve.volume.mount import mount_sealed
 from tests.volume.conftest import Sealed
 from tests.volume.headers import CRAFTED

@@ -8,6 +8,6 @@ file can neither change, swap nor roll back a block, nor offer its own header.
 * `record`: what a volume is, as its owner states it
 * `maker`: make one; `mount`: open one
 * `engine`: the verified view, without any mount
-* `mapper`, `kernel_driver`, `fuse_driver`: two ways to open the same bytes
+* `mapper`: what a driver is; `drivers`: the two there are, `kernel_driver` and `fuse_driver`
 * `luks2`, `cipher`, `verity`: the formats
 """

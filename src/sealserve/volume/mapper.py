@@ -1,12 +1,4 @@
-"""How a sealed volume's inside becomes something that can be mounted: one interface, two drivers.
-
-* ``kernel``: dm-verity and dm-crypt, for production; needs root and device-mapper.
-* ``fuse``: the same bytes by `sealserve.volume.engine` in a process of its own,
-  for machines and containers without device-mapper.
-
-Which one opens a volume is decided by whoever calls, by name. There is no
-fall-back from one to the other: it would change silently what the guest runs.
-"""
+"""How a sealed volume's inside becomes something that can be mounted: the interface of drivers."""
 
 from __future__ import annotations
 
@@ -16,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
-from sealserve.errors import InputError, Unavailable
-from sealserve.volume.process import Runner, run
+from sealserve.errors import Unavailable
 from sealserve.volume.record import VolumeRecord
 
-__all__ = ["Driver", "DriverName", "Mapping", "driver_named", "open_volume_file"]
+__all__ = ["Driver", "DriverName", "Mapping", "open_volume_file"]
 
 DriverName = Literal["kernel", "fuse"]
 
@@ -61,25 +52,6 @@ class Driver(Protocol):
             key: the volume key.
             mountpoint: where the inside will be mounted.
         """
-
-
-def driver_named(name: str, runner: Runner = run) -> Driver:
-    """The driver of that name.
-
-    Raises:
-        InputError: ``volume.driver_unknown``.
-    """
-    if name == "kernel":
-        from sealserve.volume.kernel_driver import KernelDriver
-
-        return KernelDriver(runner)
-    if name == "fuse":
-        from sealserve.volume.fuse_driver import FuseDriver
-
-        return FuseDriver()
-    raise InputError(
-        "volume.driver_unknown", f"no such driver: {name}", hint="choose kernel or fuse"
-    )
 
 
 @contextmanager

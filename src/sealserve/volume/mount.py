@@ -17,16 +17,16 @@ import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal, Self
 
 import structlog
 
 from sealserve.errors import InputError, Unavailable
 from sealserve.volume.child import end_process, lazy_unmount
+from sealserve.volume.drivers import driver_named
 from sealserve.volume.engine import check_file, check_key
 from sealserve.volume.kernel_driver import attach_loop
-from sealserve.volume.mapper import Driver, Mapping, driver_named, open_volume_file
+from sealserve.volume.mapper import Driver, Mapping, open_volume_file
 from sealserve.volume.process import Runner, find_tool, is_mounted, run
 from sealserve.volume.record import VolumeRecord
 
@@ -68,12 +68,7 @@ class Mount:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        stack: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
