@@ -22,21 +22,21 @@ import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sealserve.attestation import binding, cbor
 from sealserve.attestation.appraisal import Verdict, appraise
 from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.policy import Policy
 from sealserve.attestation.verifier import VerifiedTd, Verifier
+from sealserve.certificates import key_pem, server_certificate
 from sealserve.errors import InputError, Refused
 from sealserve.tdx.eventlog import RuntimeEvent, decode_log, encode_log
 
@@ -60,8 +60,6 @@ _EVIDENCE_TAG = 60000
 _SHA384 = 7  # IANA Named Information Hash Algorithm Registry
 _CLAIM_KEY = "pubkey-hash"
 _CLAIM_LOG = "sealserve-runtime-log"
-# Clocks of guest and client differ; the certificate begins a little earlier.
-_BACKDATE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,33 +157,17 @@ def make_identity(
     quote = quote_fn(binding.tls_report_data(claims))
     evidence = cbor.encode(cbor.Tag(_EVIDENCE_TAG, (quote, claims)))
     subject = "sealserve attested TLS key" + (", SIMULATION" if simulated else "")
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
-    now = datetime.now(UTC).replace(microsecond=0)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATE)
-        .not_valid_after(now + lifetime)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(n) for n in (SERVER_NAME, *hostnames)]),
-            critical=False,
-        )
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.UnrecognizedExtension(EVIDENCE_OID, evidence), critical=False)
-        .sign(key, hashes.SHA256())
+    certificate = server_certificate(
+        key,
+        subject,
+        [x509.DNSName(name) for name in (SERVER_NAME, *hostnames)],
+        lifetime,
+        evidence=x509.UnrecognizedExtension(EVIDENCE_OID, evidence),
     )
     return TlsIdentity(
-        key_pem=key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
+        key_pem=key_pem(key),
         certificate_pem=certificate.public_bytes(serialization.Encoding.PEM),
-        expires=now + lifetime,
+        expires=certificate.not_valid_after_utc,
     )
 
 

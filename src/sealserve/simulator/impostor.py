@@ -11,7 +11,6 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import threading
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sealserve.address import Address
 from sealserve.attestation.ratls import EVIDENCE_OID, SERVER_NAME
+from sealserve.certificates import BACKDATE, key_pem, load_key_pair
 from sealserve.errors import Unavailable
 
 __all__ = ["Counts", "Impostor", "forge", "steal_evidence"]
@@ -91,18 +91,13 @@ def forge(victim: x509.Certificate) -> tuple[bytes, bytes]:
         .issuer_name(victim.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_before(now - BACKDATE)
         .not_valid_after(now + timedelta(days=1))
     )
     for extension in victim.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
     certificate = builder.sign(key, hashes.SHA256())
-    key_pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return key_pem, certificate.public_bytes(serialization.Encoding.PEM)
+    return key_pem(key), certificate.public_bytes(serialization.Encoding.PEM)
 
 
 class Impostor:
@@ -183,15 +178,8 @@ class Impostor:
             self.counts.application_bytes += application_bytes
 
 
-def _server_context(key_pem: bytes, certificate_pem: bytes) -> ssl.SSLContext:
+def _server_context(key: bytes, certificate: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["h2"])
-    # The standard library takes keys from files only; this one has no name on disk.
-    descriptor = os.memfd_create("impostor", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(key_pem + certificate_pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
+    load_key_pair(context, key + certificate)
     return context

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509.oid import NameOID
 
+from sealserve.certificates import key_pem
 from sealserve.errors import InputError
 from sealserve.simulator.der import SGX_EXTENSION_OID, PckExtension
 
@@ -111,10 +112,10 @@ class TestPki:
             "tcb_signer": self.tcb_signer,
         }
         document: dict[str, dict[str, str]] = {
-            name: {"key": _key_pem(signer.key), "certificate": _pem(signer)}
+            name: {"key": key_pem(signer.key).decode(), "certificate": _pem(signer)}
             for name, signer in signers.items()
         }
-        document["attestation_key"] = {"key": _key_pem(self.attestation_key)}
+        document["attestation_key"] = {"key": key_pem(self.attestation_key).decode()}
         return json.dumps({"SIMULATION": document}, indent=1).encode()
 
     @classmethod
@@ -225,14 +226,6 @@ def _pem(*signers: Signer) -> str:
     return "".join(
         signer.certificate.public_bytes(serialization.Encoding.PEM).decode() for signer in signers
     )
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    ).decode()
 
 
 def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
