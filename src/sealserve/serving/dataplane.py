@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from sealserve.errors import InputError
 from sealserve.serving.catalog import Catalog, ModelSpec, VersionStatus
 from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE, Model, Signature, TensorSpec
-from sealserve.wire.tensorflow import graph_pb2
+from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
 
 __all__ = ["Dataplane", "Prediction"]
@@ -69,14 +69,17 @@ class Dataplane:
             answer = handle.model.run(wanted.name, inputs, outputs)
             return Prediction(handle.version, wanted, answer)
 
-    def definitions(self, spec: ModelSpec) -> tuple[int, Mapping[str, graph_pb2.SignatureDef]]:
+    def definitions(self, spec: ModelSpec) -> tuple[int, api_pb2.SignatureDefMap]:
         """The version that is served and its SignatureDefs, as the model's file has them.
 
         Raises:
             InputError: ``request.servable_not_found`` or ``request.label_unknown``.
         """
         with self._catalog.acquire(spec) as handle:
-            return handle.version, handle.model.definitions
+            definitions = api_pb2.SignatureDefMap()
+            for key, definition in handle.model.definitions.items():
+                definitions.signature_def[key].CopyFrom(definition)
+            return handle.version, definitions
 
     def status(self, spec: ModelSpec) -> list[VersionStatus]:
         """The states of a model's versions.

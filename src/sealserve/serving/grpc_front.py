@@ -185,15 +185,12 @@ class GrpcFront:
 def metadata_response(dataplane: Dataplane, spec: ModelSpec) -> api_pb2.GetModelMetadataResponse:
     """A model's signatures as GetModelMetadata answers them."""
     version, definitions = dataplane.definitions(spec)
-    signatures = api_pb2.SignatureDefMap()
-    for key, definition in definitions.items():
-        signatures.signature_def[key].CopyFrom(definition)
     response = api_pb2.GetModelMetadataResponse()
     response.model_spec.name = spec.name
     response.model_spec.version.value = version
     packed = response.metadata[_SIGNATURE_FIELD]
     packed.type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
-    packed.value = signatures.SerializeToString()
+    packed.value = definitions.SerializeToString()
     return response
 
 

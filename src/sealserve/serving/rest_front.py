@@ -164,13 +164,10 @@ class RestFront:
 
     def _metadata(self, spec: ModelSpec) -> bytes:
         version, definitions = self._dataplane.definitions(spec)
-        signatures = api_pb2.SignatureDefMap()
-        for key, definition in definitions.items():
-            signatures.signature_def[key].CopyFrom(definition)
         return dump(
             {
                 "model_spec": {"name": spec.name, "signature_name": "", "version": str(version)},
-                "metadata": {"signature_def": _to_dict(signatures)},
+                "metadata": {"signature_def": _to_dict(definitions)},
             }
         )
 
