@@ -15,6 +15,7 @@ from sealserve.cli.evidence import (
     EventsOption,
     QuoteArgument,
 )
+from sealserve.cli.td_options import SYSFS, SimulationOption, SysfsOption
 
 app = typer.Typer(help="Make, read and verify TDX quotes.", no_args_is_help=True)
 
@@ -93,12 +94,8 @@ def make_quote(
     report_data: Annotated[
         str, typer.Option(metavar="HEX", help="What the quote shall speak for: 64 bytes in hex.")
     ],
-    sysfs: Annotated[
-        Path, typer.Option(help="Root of the kernel's TDX interfaces.", file_okay=False)
-    ] = Path("/sys"),
-    simulation: Annotated[
-        bool, typer.Option("--simulation", help="SIMULATION ONLY: accept a simulated TD.")
-    ] = False,
+    sysfs: SysfsOption = SYSFS,
+    simulation: SimulationOption = False,
     as_json: console.JsonFlag = False,
 ) -> None:
     """Make a quote of this TD and print it in hexadecimal.

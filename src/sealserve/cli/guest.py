@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sealserve.cli.td_options import SYSFS, SimulationOption, SysfsOption
+
 app = typer.Typer(
     help="Run inside the TD: attest, open the volume, measure, serve.", no_args_is_help=True
 )
@@ -53,12 +55,8 @@ def up(
     ] = True,
     port: Annotated[int, typer.Option(help="TLS port of the gRPC API; 0 for any.")] = 8500,
     rest_api_port: Annotated[int, typer.Option(help="TLS port of the REST API; 0 for any.")] = 8501,
-    sysfs: Annotated[
-        Path, typer.Option(help="Root of the kernel's TDX interfaces.", file_okay=False)
-    ] = Path("/sys"),
-    simulation: Annotated[
-        bool, typer.Option("--simulation", help="SIMULATION ONLY: accept a simulated TD.")
-    ] = False,
+    sysfs: SysfsOption = SYSFS,
+    simulation: SimulationOption = False,
     state_dir: Annotated[
         Path, typer.Option(help="For the mount point and the event log.", file_okay=False)
     ] = Path("/run/sealserve"),
