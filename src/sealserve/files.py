@@ -5,21 +5,38 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from sealserve.errors import InputError, Unavailable
 
 __all__ = [
-    "fsync_directory",
+    "Stamp",
+    "atomic_file",
+    "make_directory",
     "read_limited",
     "require_absent",
     "require_writable_place",
+    "stamp_of",
+    "sync_path",
     "write_atomically",
 ]
 
+Stamp = tuple[int, int, int, int] | None
+"""What changes when a file is rewritten or replaced; None while there is no such file."""
 
-def read_limited(path: Path | str, limit: int) -> bytes:
+
+def read_limited(
+    path: Path | str, limit: int, *, hint: str | None = None, hint_if_large: str | None = None
+) -> bytes:
     """Read a file that must not be larger than ``limit`` bytes.
+
+    Args:
+        path: the file.
+        limit: in bytes.
+        hint: what to do if the file is missing or cannot be read.
+        hint_if_large: what to do if it is too large.
 
     Raises:
         InputError: ``file.too_large``.
@@ -30,16 +47,31 @@ def read_limited(path: Path | str, limit: int) -> bytes:
             content = file.read(limit + 1)
     except OSError as error:
         raise Unavailable(
-            "file.unreadable", f"cannot read: {error.strerror}", where=str(path)
+            "file.unreadable", f"cannot read: {error.strerror}", where=str(path), hint=hint
         ) from None
     if len(content) > limit:
         raise InputError(
-            "file.too_large", f"more than the {limit} bytes that are read", where=str(path)
+            "file.too_large",
+            f"more than the {limit} bytes that are read",
+            where=str(path),
+            hint=hint_if_large,
         )
     return content
 
 
-def require_absent(path: Path) -> None:
+def stamp_of(path: Path) -> Stamp:
+    """The stamp to compare with later: another one means that the file is to be read again.
+
+    Taken before the file is read, so that a change in between is seen the next time.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def require_absent(path: Path, *, hint: str | None = None) -> None:
     """Refuse to go on where a file would be replaced.
 
     Raises:
@@ -50,7 +82,7 @@ def require_absent(path: Path) -> None:
             "file.exists",
             "is there already and is not replaced",
             where=str(path),
-            hint="choose another place, or move the old file away",
+            hint=hint or "choose another place, or move the old file away",
         )
 
 
@@ -69,29 +101,58 @@ def require_writable_place(path: Path) -> None:
         )
 
 
+def make_directory(path: Path, *, mode: int = 0o777) -> None:
+    """Make a directory and those above it, where they are not there yet.
+
+    Args:
+        path: the directory.
+        mode: permission bits of a new one, less the umask.
+
+    Raises:
+        Unavailable: ``file.unwritable``.
+    """
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(
+            "file.unwritable", f"cannot make: {error.strerror}", where=str(path)
+        ) from None
+
+
 def write_atomically(
-    path: Path, content: bytes, *, mode: int = 0o644, replace: bool = True
+    path: Path, content: bytes, *, mode: int = 0o644, replace: bool = True, hint: str | None = None
 ) -> None:
+    """Write a file of which all is at hand; as `atomic_file`."""
+    with atomic_file(path, mode=mode, replace=replace, hint=hint) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_file(
+    path: Path, *, mode: int = 0o644, replace: bool = True, hint: str | None = None
+) -> Iterator[IO[bytes]]:
     """Write a file so that, at any moment, either all of it is there or nothing new.
+
+    It takes its place, flushed to the disk, when the block ends without an exception.
 
     Args:
         path: target; its directory must exist.
-        content: the whole content.
         mode: permission bits, in force before the first byte is written.
         replace: whether a file of that name may be replaced.
+        hint: what to do if it cannot be written.
 
     Raises:
         InputError: ``file.exists`` when ``replace`` is off.
-        Unavailable: ``file.unwritable``.
+        Unavailable: ``file.unwritable``, also for errors of the disk while the block runs.
     """
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            os.fchmod(descriptor, mode)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                os.fchmod(descriptor, mode)
+                yield file
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
             if replace:
                 Path(temporary).replace(path)
             else:
@@ -100,18 +161,18 @@ def write_atomically(
         finally:
             with contextlib.suppress(FileNotFoundError):
                 Path(temporary).unlink()
-        fsync_directory(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         if isinstance(error, FileExistsError):
             require_absent(path)
         raise Unavailable(
-            "file.unwritable", f"cannot write: {error.strerror}", where=str(path)
+            "file.unwritable", f"cannot write: {error.strerror}", where=str(path), hint=hint
         ) from None
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync_path(path: Path) -> None:
+    """Make a file's content, or the names in a directory, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -195,5 +195,5 @@ def test_an_export_to_nowhere_leaves_nothing(
     before = sorted(tmp_path.iterdir())
     with pytest.raises(Unavailable) as caught:
         log.export(place(tmp_path))
-    assert caught.value.code == "audit.export_failed"
+    assert caught.value.code == "file.unwritable"
     assert sorted(tmp_path.iterdir()) == before

@@ -145,8 +145,8 @@ def test_the_store_survives_kill_9_during_releases(process: Process) -> None:
     [
         ("--listen", "nowhere", "address.malformed"),
         ("--listen", "192.0.2.1:0", "broker.listen_failed"),
-        ("--collateral", "absent.json", "collateral.file_unreadable"),
-        ("--simulation-anchor", "absent.der", "anchor.unreadable"),
+        ("--collateral", "absent.json", "file.unreadable"),
+        ("--simulation-anchor", "absent.der", "file.unreadable"),
         ("--simulation-anchor", "collateral.json", "chain.anchor_malformed"),
     ],
 )

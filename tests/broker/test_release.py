@@ -18,11 +18,12 @@ from sealserve.attestation.verifier import INTEL, Verifier
 from sealserve.broker.audit import describe
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker
-from sealserve.broker.protocol import MAX_RECORD_BYTES, RELEASE_METHOD
+from sealserve.broker.protocol import RELEASE_METHOD
 from sealserve.errors import InputError, Refused
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 from sealserve.wire.broker import v1_pb2
+from sealserve.wire.limits import MAX_RECORD_BYTES
 from tests.broker.conftest import REGISTERS, RESOURCE, World, policy_for, serve, utc_now
 from tests.broker.wire import Answer, Wire
 from tests.vectors import read_vector, vector_path

@@ -156,7 +156,7 @@ def test_check_names_what_a_policy_accepts(site: Site, tmp_path: Path) -> None:
         (["attest", "quote", "--report-data", "xyz"], 2, "attest.hex_malformed"),
         (["attest", "quote", "--report-data", "00"], 2, "tdx.report_data_length"),
         (["attest", "quote", "--sysfs", "/proc", "--report-data", "00" * 64], 4, "tdx.no_configfs"),
-        (["simulate", "td", "--platform", "/proc", "--mount", "/proc"], 4, "simulator.no_platform"),
+        (["simulate", "td", "--platform", "/proc", "--mount", "/proc"], 4, "file.unreadable"),
         (
             ["simulate", "impostor", "--victim", "localhost:1", "--listen", "localhost:0"],
             4,

@@ -92,7 +92,7 @@ def test_a_model_is_built_once(tmp_path: Path) -> None:
     path = tmp_path / "lite0.pb"
     made = as_json("build", "efficientnet-lite0", "--out", path)
     assert made["size"] == path.stat().st_size
-    with pytest.raises(Exception, match=r"model\.exists"):
+    with pytest.raises(Exception, match=r"file\.exists"):
         run("build", "efficientnet-lite0", "--out", path)
     assert "classes" in run("show", path).stdout or "probabilities" in run("show", path).stdout
 

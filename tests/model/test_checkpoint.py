@@ -212,11 +212,11 @@ def test_size_and_length_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(checkpoint, "_MAX_OPCODES", 100)
     assert refuse(HEAD + b"\x80\x02" + b"N" * 200 + b".", tmp_path) == "checkpoint.malformed"
     monkeypatch.setattr(checkpoint, "_MAX_BYTES", 4)
-    assert refuse(b"12345", tmp_path) == "model.file_too_large"
+    assert refuse(b"12345", tmp_path) == "file.too_large"
 
 
 def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=r"model\.file_unreadable"):
+    with pytest.raises(Unavailable, match=r"file\.unreadable"):
         read_checkpoint(tmp_path / "none.pth")
 
 

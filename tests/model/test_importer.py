@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from sealserve.errors import InputError, SealserveError, Unavailable
-from sealserve.model import files, importer, signature
+from sealserve.model import importer, signature
 from sealserve.model.graphdef import GraphBuilder, shape_proto
 from sealserve.model.importer import import_model
 from sealserve.model.signature import describe
+from sealserve.wire import graphs
 from sealserve.wire.graphs import spell_out_scalars
 from sealserve.wire.tensorflow import graph_pb2 as pb
 from tests.model.graphs import CASES, FLOAT
@@ -142,16 +143,16 @@ def test_files_that_are_no_graph_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "frozen.pb"
     path.write_bytes(b"\x00garbage")
     refuse("graph.malformed", path, tmp_path / "models")
-    refuse("model.file_unreadable", tmp_path / "none.pb", tmp_path / "models", kind=Unavailable)
+    refuse("file.unreadable", tmp_path / "none.pb", tmp_path / "models", kind=Unavailable)
 
 
 def test_a_version_is_never_overwritten(frozen: Path, tmp_path: Path) -> None:
     import_model(frozen, tmp_path / "models", name="m")
-    refuse("model.exists", frozen, tmp_path / "models")
+    refuse("file.exists", frozen, tmp_path / "models")
     # 001 is the same version to a server.
     import_model(frozen, tmp_path / "models", name="n", version=2)
     (tmp_path / "models/n/2").rename(tmp_path / "models/n/002")
-    refuse("model.exists", frozen, tmp_path / "models", name="n", version=2)
+    refuse("file.exists", frozen, tmp_path / "models", name="n", version=2)
 
 
 def test_a_failure_half_way_leaves_nothing(
@@ -161,24 +162,26 @@ def test_a_failure_half_way_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(importer, "_make_durable", full)
-    error = refuse("model.cannot_write", frozen, tmp_path / "models", kind=Unavailable)
+    error = refuse("file.unwritable", frozen, tmp_path / "models", kind=Unavailable)
     assert "No space left" in error.message
 
 
 def test_a_base_that_is_a_file_is_reported(frozen: Path) -> None:
-    with pytest.raises(Unavailable, match=r"model\.cannot_write"):
+    with pytest.raises(Unavailable, match=r"file\.unwritable"):
         import_model(frozen, frozen, name="m")
 
 
 def test_protobufs_limit_is_said_clearly(
     frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "PROTOBUF_LIMIT", 10)
-    monkeypatch.setattr(importer, "PROTOBUF_LIMIT", 10)
-    assert "2 GiB" in refuse("model.file_too_large", frozen, tmp_path / "models").message
+    monkeypatch.setattr(graphs, "MAX_GRAPH_BYTES", 10)
+    assert "2 GiB" in str(refuse("file.too_large", frozen, tmp_path / "models").hint)
     size = frozen.stat().st_size
-    monkeypatch.setattr(importer, "PROTOBUF_LIMIT", size)  # room for the graph alone
-    assert "2 GiB" in refuse("model.file_too_large", frozen, tmp_path / "models").message
+    monkeypatch.setattr(graphs, "MAX_GRAPH_BYTES", size)
+    monkeypatch.setattr(importer, "MAX_GRAPH_BYTES", size)  # room for the graph alone
+    error = refuse("file.too_large", frozen, tmp_path / "models")
+    assert "signature" in error.message
+    assert "2 GiB" in str(error.hint)
 
 
 # --- SavedModels --------------------------------------------------------------
@@ -232,7 +235,7 @@ def test_saved_models_that_cannot_be_served_are_refused(saved: Path, tmp_path: P
     file.write_bytes(b"\x00")
     refuse("savedmodel.malformed", saved, out)
     file.unlink()
-    refuse("model.file_unreadable", saved, out, kind=Unavailable)
+    refuse("file.unreadable", saved, out, kind=Unavailable)
 
 
 def test_how_much_is_copied_is_limited(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealserve.errors import InputError, SealserveError
+from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.serving import flags
 from sealserve.serving.config import All, Latest, ModelConfig, Specific, read_model_config
 
@@ -171,10 +171,11 @@ def test_bad_model_config_file(tmp_path: Path, entries: str, words: str) -> None
 
 
 def test_unreadable_model_config_file(tmp_path: Path) -> None:
-    assert code_of(f"--model_config_file={tmp_path / 'none'}") == "serve_config.unreadable"
+    with pytest.raises(Unavailable, match=r"file\.unreadable"):
+        flags.parse([f"--model_config_file={tmp_path / 'none'}"])
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
-    assert code_of(f"--model_config_file={binary}") == "serve_config.unreadable"
+    assert code_of(f"--model_config_file={binary}") == "serve_config.model_list"
     large = tmp_path / "large"
     large.write_bytes(b"#" * (5 * 2**20))
-    assert code_of(f"--model_config_file={large}") == "serve_config.unreadable"
+    assert code_of(f"--model_config_file={large}") == "file.too_large"

@@ -51,7 +51,7 @@ def test_a_platform_is_renewed_not_replaced(tmp_path: Path) -> None:
     SimulatedPlatform.create(tmp_path, NOW)
     with pytest.raises(InputError) as caught:
         SimulatedPlatform.create(tmp_path, NOW)
-    assert caught.value.code == "simulator.platform_exists"
+    assert caught.value.code == "file.exists"
     later = NOW + timedelta(days=40)
     renewed = SimulatedPlatform.create_or_renew(tmp_path, later)
     anchor = x509.load_der_x509_certificate((tmp_path / ANCHOR_FILE).read_bytes())
@@ -65,7 +65,7 @@ def test_a_platform_is_renewed_not_replaced(tmp_path: Path) -> None:
 def test_platform_trouble_is_told(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as absent:
         SimulatedPlatform.load(tmp_path)
-    assert absent.value.code == "simulator.no_platform"
+    assert absent.value.code == "file.unreadable"
     (tmp_path / "platform.json").write_text("{}")
     with pytest.raises(InputError) as broken:
         SimulatedPlatform.load(tmp_path)
@@ -73,7 +73,7 @@ def test_platform_trouble_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable) as taken:
         SimulatedPlatform.create(tmp_path / "file" / "p", NOW)
-    assert taken.value.code == "simulator.directory"
+    assert taken.value.code == "file.unwritable"
 
 
 def test_firmware_decides_measurements() -> None:

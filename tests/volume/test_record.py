@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from sealserve.errors import InputError, Refused, SealserveError
 from sealserve.volume.record import (
-    MAX_RECORD_SIZE,
     HeaderPin,
     ModelEntry,
     VerityParameters,
@@ -28,6 +27,7 @@ from sealserve.volume.record import (
     sign_record,
     tree_blocks,
 )
+from sealserve.wire.limits import MAX_RECORD_BYTES
 
 OWNER = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 MIB = 1 << 20
@@ -126,7 +126,7 @@ def test_other_forms_are_refused(raw: bytes) -> None:
 
 def test_the_size_is_limited() -> None:
     with pytest.raises(InputError) as caught:
-        open_record(b" " * (MAX_RECORD_SIZE + 1), OWNER.public_key())
+        open_record(b" " * (MAX_RECORD_BYTES + 1), OWNER.public_key())
     assert caught.value.code == "record.too_large"
     many = tuple(ModelEntry(name=f"n{i:04}", version=1, digest="e" * 64) for i in range(500))
     with pytest.raises(InputError) as caught:

@@ -8,8 +8,6 @@ that name the field. The fields and their meaning stand once, in
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +17,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sealserve.attestation.policy import PlatformFlags, Policy, Release, RequiredEvent
-from sealserve.errors import InputError, Unavailable
-from sealserve.files import read_limited
+from sealserve.errors import InputError
+from sealserve.files import read_limited, write_atomically
 from sealserve.tdx.quote import TdReport
 
 __all__ = ["MAX_POLICY_BYTES", "dump", "from_report", "load", "parse", "write"]
@@ -161,27 +159,7 @@ def write(policy: Policy, path: Path) -> None:
         InputError: ``file.exists``; a policy is not replaced by accident.
         Unavailable: ``file.unwritable``.
     """
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(dump(policy))
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(name, path)
-        finally:
-            Path(name).unlink()
-    except FileExistsError:
-        raise InputError(
-            "file.exists",
-            "is there already and is not replaced",
-            where=str(path),
-            hint="choose another place, or move the old file away",
-        ) from None
-    except OSError as error:
-        raise Unavailable(
-            "file.unwritable", f"cannot write: {error.strerror}", where=str(path)
-        ) from None
+    write_atomically(path, dump(policy).encode(), replace=False)
 
 
 def _refuse_empty_values(value: Any, where: tuple[str, ...]) -> None:

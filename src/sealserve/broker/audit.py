@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +27,8 @@ from sqlalchemy.orm import Session
 
 from sealserve.broker.store import Store
 from sealserve.broker.tables import AuditHeadRow, AuditLineRow
-from sealserve.errors import InternalError, Refused, Unavailable
+from sealserve.errors import InternalError, Refused
+from sealserve.files import atomic_file
 
 __all__ = ["GENESIS", "AuditLog", "ChainHead", "append", "describe"]
 
@@ -116,30 +115,14 @@ class AuditLog:
             How many lines were written.
 
         Raises:
-            Unavailable: ``audit.export_failed``.
+            Unavailable: ``file.unwritable``.
         """
         count = 0
-        try:
-            with tempfile.NamedTemporaryFile(
-                "w", dir=path.parent, prefix=f".{path.name}-", encoding="ascii", delete=False
-            ) as file:
-                try:
-                    for line in self.lines():
-                        file.write(line + "\n")
-                        count += 1
-                    file.flush()
-                    os.fsync(file.fileno())
-                    Path(file.name).replace(path)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-        except OSError as error:
-            raise Unavailable(
-                "audit.export_failed",
-                f"the audit log cannot be written: {error.strerror}",
-                where=str(path),
-                hint="give a file in a directory that exists and has space",
-            ) from None
+        hint = "give a file in a directory that exists and has space"
+        with atomic_file(path, mode=0o600, hint=hint) as file:
+            for line in self.lines():
+                file.write(line.encode() + b"\n")
+                count += 1
         return count
 
     def verify(self) -> ChainHead:

@@ -13,11 +13,10 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from sealserve.attestation.collateral import Collateral
-from sealserve.errors import SealserveError, Unavailable
+from sealserve.errors import SealserveError
+from sealserve.files import stamp_of
 
 __all__ = ["CollateralFile"]
-
-_Stamp = tuple[int, int, int]
 
 
 class CollateralFile:
@@ -28,22 +27,22 @@ class CollateralFile:
         log: where a bad new file is reported.
 
     Raises:
-        Unavailable: ``collateral.file_unreadable``.
-        InputError: ``collateral.malformed``, ``collateral.too_large``.
+        Unavailable: ``file.unreadable``.
+        InputError: ``collateral.malformed``, ``file.too_large``.
     """
 
     def __init__(self, path: Path, log: FilteringBoundLogger) -> None:
         self._path = path
         self._log = log
         self._lock = threading.Lock()
-        self._stamp = self._stamp_now()
+        self._stamp = stamp_of(self._path)
         self._collateral = Collateral.load(path)
 
     def current(self) -> Collateral:
         """The file's content as it is now, or the last content that could be read."""
         with self._lock:
             try:
-                stamp = self._stamp_now()
+                stamp = stamp_of(self._path)
                 if stamp != self._stamp:
                     self._stamp = stamp
                     self._collateral = Collateral.load(self._path)
@@ -55,14 +54,3 @@ class CollateralFile:
             except SealserveError as error:
                 self._log.error("collateral not read, keeping the last one", **error.to_dict())
             return self._collateral
-
-    def _stamp_now(self) -> _Stamp:
-        try:
-            status = self._path.stat()
-        except OSError as error:
-            raise Unavailable(
-                "collateral.file_unreadable",
-                f"cannot be read: {error.strerror}",
-                where=str(self._path),
-            ) from None
-        return status.st_mtime_ns, status.st_size, status.st_ino

@@ -13,14 +13,12 @@ private key stands in it unwrapped but the KEK.
 from __future__ import annotations
 
 import base64
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from sealserve.attestation import policy_file
@@ -29,9 +27,11 @@ from sealserve.broker import audit
 from sealserve.broker.deposit import open_deposit
 from sealserve.broker.identity import NAME_PATTERN, BrokerIdentity, make_tls_identity
 from sealserve.broker.keys import KeyEncryptionKey
-from sealserve.broker.protocol import MAX_RECORD_BYTES, resource_name
+from sealserve.broker.protocol import resource_name
 from sealserve.broker.store import Resource, Store
 from sealserve.errors import InputError, Refused, Unavailable
+from sealserve.files import sync_path, write_atomically
+from sealserve.wire.limits import MAX_RECORD_BYTES
 
 __all__ = ["DEFAULT_LEASE_SECONDS", "Broker", "create", "open_broker"]
 
@@ -63,12 +63,7 @@ class Broker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.store.close()
 
     @property
@@ -203,7 +198,7 @@ def create(root: Path, *, name: str, hosts: Sequence[str] = ()) -> BrokerIdentit
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-        _sync(root.parent)
+        sync_path(root.parent)
     except OSError as error:
         raise Unavailable(
             "broker.directory_unwritable",
@@ -255,16 +250,5 @@ def _fill(scratch: Path, identity: BrokerIdentity, tls_key: bytes, deposit_key: 
         store.put_broker_key(_DEPOSIT_KEY, deposit_key.private_bytes(), kek)
     finally:
         store.close()
-    with (scratch / _IDENTITY).open("wb") as file:
-        file.write(identity.to_json())
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(scratch)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_atomically(scratch / _IDENTITY, identity.to_json())
+    sync_path(scratch)

@@ -14,27 +14,21 @@ import base64
 import binascii
 import hashlib
 import ipaddress
-import os
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sealserve.attestation.sealing import PUBLIC_KEY_BYTES
-from sealserve.errors import InputError, Unavailable
+from sealserve.certificates import key_pem, server_certificate
+from sealserve.errors import InputError
+from sealserve.files import read_limited
 
 __all__ = ["NAME_PATTERN", "SERVER_NAME", "BrokerIdentity", "make_tls_identity"]
 
@@ -45,7 +39,6 @@ SERVER_NAME: Final = "broker.sealserve.internal"
 """The DNS name in every broker's certificate; guests ask for it whatever the address."""
 
 _LIFETIME: Final = timedelta(days=5 * 365)
-_BACKDATED: Final = timedelta(minutes=5)
 _MAX_BYTES: Final = 16 * 1024
 _MAX_HOSTS: Final = 16
 
@@ -124,19 +117,11 @@ class BrokerIdentity(BaseModel):
         """Read the document from a file.
 
         Raises:
-            Unavailable: ``identity.unreadable``.
-            InputError: ``identity.malformed``.
+            Unavailable: ``file.unreadable``.
+            InputError: ``file.too_large``, ``identity.malformed``.
         """
-        try:
-            with path.open("rb") as file:
-                raw = file.read(_MAX_BYTES + 1)
-        except OSError as error:
-            raise Unavailable(
-                "identity.unreadable",
-                f"the broker's identity document cannot be read: {error.strerror}",
-                where=str(path),
-                hint="it is the broker.json that `sealserve broker init` made",
-            ) from None
+        hint = "it is the broker.json that `sealserve broker init` made"
+        raw = read_limited(path, _MAX_BYTES, hint=hint)
         return cls.from_json(raw, where=str(path))
 
     def to_json(self) -> bytes:
@@ -176,28 +161,10 @@ def make_tls_identity(name: str, hosts: Sequence[str]) -> tuple[bytes, str]:
         InputError: ``identity.host_invalid``.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "sealserve broker"),
-            x509.NameAttribute(NameOID.COMMON_NAME, name),
-        ]
+    certificate = server_certificate(
+        key, name, _alternative_names(hosts), _LIFETIME, organization="sealserve broker"
     )
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(int.from_bytes(os.urandom(16), "big") >> 1 or 1)
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + _LIFETIME)
-        .add_extension(x509.SubjectAlternativeName(_alternative_names(hosts)), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return private, certificate.public_bytes(Encoding.PEM).decode()
+    return key_pem(key), certificate.public_bytes(Encoding.PEM).decode()
 
 
 def _alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:

@@ -21,7 +21,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from sealserve.address import Address
-from sealserve.attestation.verifier import INTEL, Anchor, Verifier
+from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.challenges import ChallengeTable
 from sealserve.broker.collateral_file import CollateralFile
 from sealserve.broker.directory import open_broker
@@ -31,7 +31,6 @@ from sealserve.errors import Unavailable
 
 __all__ = ["ServeOptions", "make_logger", "serve"]
 
-_MAX_ANCHOR_BYTES = 16 * 1024
 _STDERR = 2
 
 
@@ -58,7 +57,7 @@ def serve(options: ServeOptions) -> None:
     """Run a broker until SIGTERM or SIGINT.
 
     Raises:
-        Unavailable: ``anchor.unreadable``, ``broker.*``, ``collateral.*``, ``store.*``.
+        Unavailable: ``file.unreadable``, ``broker.*``, ``collateral.*``, ``store.*``.
         Refused: ``kek.*``, ``chain.anchor_not_simulation``, ``store.*``.
         InputError: ``chain.anchor_malformed``, ``collateral.*``, ``identity.malformed``.
     """
@@ -67,7 +66,7 @@ def serve(options: ServeOptions) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopping.set())
-    anchor = INTEL if options.simulation_anchor is None else _simulation(options.simulation_anchor)
+    anchor = Anchor.load(options.simulation_anchor)
     log = make_logger(sys.stderr, anchor)
     with open_broker(options.root) as broker:
         decide = KeyRelease(
@@ -102,19 +101,6 @@ def make_logger(stream: TextIO, anchor: Anchor) -> FilteringBoundLogger:
         wrapper_class=structlog.make_filtering_bound_logger("info"),
     ).bind(anchor=anchor.name)
     return logger
-
-
-def _simulation(path: Path) -> Anchor:
-    try:
-        with path.open("rb") as file:
-            return Anchor.simulation(file.read(_MAX_ANCHOR_BYTES + 1))
-    except OSError as error:
-        raise Unavailable(
-            "anchor.unreadable",
-            f"the simulation anchor cannot be read: {error.strerror}",
-            where=str(path),
-            hint="`sealserve simulate platform DIR` writes one as DIR/anchor.der",
-        ) from None
 
 
 def _tell_ready(descriptor: int, address: Address) -> None:

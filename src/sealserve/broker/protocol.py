@@ -1,8 +1,8 @@
 """The facts of the wire that service and client share.
 
 Rules this module keeps: each name, limit and lifetime stands here once (the sizes
-that the report data binds stand in `attestation.binding`), and `resource_name`
-is the one gate that a resource name passes, whoever sends it.
+that the report data binds stand in `attestation.binding`, a record's in `wire.limits`),
+and `resource_name` is the one gate that a resource name passes, whoever sends it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from sealserve.errors import InputError
 __all__ = [
     "CHALLENGE_METHOD",
     "MAX_MESSAGE_BYTES",
-    "MAX_RECORD_BYTES",
     "MAX_SECRET_BYTES",
     "NONCE_LIFETIME_SECONDS",
     "RELEASE_METHOD",
@@ -30,8 +29,6 @@ RELEASE_METHOD: Final = f"/{SERVICE}/Release"
 NONCE_LIFETIME_SECONDS: Final = 60
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 MAX_SECRET_BYTES: Final = 4096
-MAX_RECORD_BYTES: Final = 48 * 1024
-"""So that record, secret and HPKE's overhead fit into one message."""
 
 _RESOURCE = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*)*")
 _MAX_RESOURCE_CHARS = 128

@@ -86,14 +86,14 @@ def build_model(
 
     Example: sealserve model build efficientnet-lite0 --out efficientnet-lite0.pb
     """
+    from sealserve.files import write_atomically
     from sealserve.model.catalogue import built
-    from sealserve.model.files import write_whole
 
     entry = built(name)
     with console.step_progress() as bar:
         bar.add_task(f"building {entry.name}")
         content = entry.build().SerializeToString(deterministic=True)
-        write_whole(out, content)
+        write_atomically(out, content, replace=False)
     console.emit(
         {"name": entry.name, "path": str(out), "size": len(content), "summary": entry.summary},
         as_json=as_json,

@@ -169,9 +169,10 @@ def client(
     from sealserve.guest.measure import client_policy, guest_events
     from sealserve.tdx.eventlog import replay
     from sealserve.volume.owner import load_owner_public
-    from sealserve.volume.record import MAX_RECORD_SIZE, open_record
+    from sealserve.volume.record import open_record
+    from sealserve.wire.limits import MAX_RECORD_BYTES
 
-    signed = read_limited(record, MAX_RECORD_SIZE)
+    signed = read_limited(record, MAX_RECORD_BYTES)
     events = guest_events(
         BrokerIdentity.load(broker_identity).spki_sha256,
         signed,

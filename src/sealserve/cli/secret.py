@@ -45,11 +45,11 @@ def put(
     from sealserve.attestation.policy_file import MAX_POLICY_BYTES
     from sealserve.broker.deposit import MAX_DEPOSIT_BYTES
     from sealserve.broker.directory import open_broker
-    from sealserve.broker.protocol import MAX_RECORD_BYTES
     from sealserve.errors import Refused
     from sealserve.files import read_limited
     from sealserve.volume.owner import load_owner_public
     from sealserve.volume.record import key_id_of, open_record
+    from sealserve.wire.limits import MAX_RECORD_BYTES
 
     signed = read_limited(record, MAX_RECORD_BYTES)
     owner = load_owner_public(owner_pub)

@@ -23,6 +23,8 @@ __all__ = [
     "read_trust",
 ]
 
+_MAX_PEM_BYTES = 1 << 20  # room for the roots of a whole system
+
 
 UrlOption = Annotated[
     str, typer.Option("--url", metavar="HOST:PORT", help="The server's gRPC port.")
@@ -80,7 +82,7 @@ def read_trust(policy: Path | None, collateral: Path | None, anchor: Path | None
         InputError: ``trust.incomplete``, or what is wrong with one of them.
     """
     from sealserve.attestation import policy_file
-    from sealserve.client import INTEL, Anchor, Collateral, Trust, Verifier
+    from sealserve.client import Anchor, Collateral, Trust, Verifier
 
     if policy is None or collateral is None:
         raise InputError(
@@ -88,10 +90,9 @@ def read_trust(policy: Path | None, collateral: Path | None, anchor: Path | None
             "nothing says which servers to trust",
             hint="give --policy and --collateral to verify its quote, or --crt for a certificate",
         )
-    believed = Anchor.simulation(anchor.read_bytes()) if anchor else INTEL
     return Trust(
-        Verifier(believed),
-        Collateral.from_json(collateral.read_bytes()),
+        Verifier(Anchor.load(anchor)),
+        Collateral.load(collateral),
         policy_file.load(policy),
     )
 
@@ -107,6 +108,7 @@ def connect(
 ) -> Connection:
     """Connect as the options say: by a certificate, or by a verified quote."""
     from sealserve.client import connect_attested, connect_classic
+    from sealserve.files import read_limited
 
     if crt is not None:
         if policy or collateral or anchor:
@@ -115,5 +117,5 @@ def connect(
                 "--crt checks no quote, so the options about quotes mean nothing",
                 hint="leave out --crt to verify the server's quote",
             )
-        return connect_classic(url, crt.read_bytes(), connect_to=connect_to)
+        return connect_classic(url, read_limited(crt, _MAX_PEM_BYTES), connect_to=connect_to)
     return connect_attested(url, read_trust(policy, collateral, anchor))

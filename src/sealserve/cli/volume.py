@@ -207,9 +207,10 @@ def show(record: _RecordArgument, json: JsonFlag = False) -> None:
     Example: sealserve volume record show models.record
     """
     from sealserve.files import read_limited
-    from sealserve.volume.record import MAX_RECORD_SIZE, peek_record
+    from sealserve.volume.record import peek_record
+    from sealserve.wire.limits import MAX_RECORD_BYTES
 
-    signed = read_limited(record, MAX_RECORD_SIZE)
+    signed = read_limited(record, MAX_RECORD_BYTES)
     found = peek_record(signed)
     result = {**found.model_dump(mode="json"), "signature_checked": False}
     emit(result, as_json=json, text=_table(found, signed, "NOT checked"))
@@ -229,9 +230,10 @@ def verify_record(record: _RecordArgument, owner_pub: _OwnerPub, json: JsonFlag 
 def _open(record: Path, owner_pub: Path) -> tuple[bytes, VolumeRecord]:
     from sealserve.files import read_limited
     from sealserve.volume.owner import load_owner_public
-    from sealserve.volume.record import MAX_RECORD_SIZE, open_record
+    from sealserve.volume.record import open_record
+    from sealserve.wire.limits import MAX_RECORD_BYTES
 
-    signed = read_limited(record, MAX_RECORD_SIZE)
+    signed = read_limited(record, MAX_RECORD_BYTES)
     return signed, open_record(signed, load_owner_public(owner_pub))
 
 

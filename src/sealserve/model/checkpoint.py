@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from sealserve.errors import InputError
-from sealserve.model.files import read_limited
+from sealserve.files import read_limited
 from sealserve.wire.tensors import Array
 
 __all__ = ["read_checkpoint"]
@@ -88,8 +88,8 @@ def read_checkpoint(path: Path) -> dict[str, Array]:
             dictionary of tensors), ``checkpoint.forbidden`` (the pickle names or
             calls something that is not part of a tensor),
             ``checkpoint.format_unsupported`` (the newer zip format),
-            ``model.file_too_large``.
-        Unavailable: ``model.file_unreadable``.
+            ``file.too_large``.
+        Unavailable: ``file.unreadable``.
     """
     content = read_limited(path, _MAX_BYTES)
     if content.startswith(b"PK\x03\x04"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from sealserve.errors import InputError
-from sealserve.model.files import write_whole
+from sealserve.files import write_atomically
 from sealserve.wire.serving import config_pb2
 
 __all__ = ["CONFIG_NAME", "write_config"]
@@ -28,7 +28,8 @@ def write_config(tree: Path) -> tuple[str, ...]:
         The models' names.
 
     Raises:
-        InputError: ``model.nothing_to_serve``, or the file is there already.
+        InputError: ``model.nothing_to_serve``, or ``file.exists``.
+        Unavailable: ``file.unwritable``.
     """
     models = tree / "models"
     names = sorted(
@@ -47,5 +48,6 @@ def write_config(tree: Path) -> tuple[str, ...]:
     for name in names:
         entry = config.model_config_list.config.add()
         entry.name, entry.base_path, entry.model_platform = name, f"models/{name}", "tensorflow"
-    write_whole(tree / CONFIG_NAME, text_format.MessageToString(config).encode())
+    text = text_format.MessageToString(config).encode()
+    write_atomically(tree / CONFIG_NAME, text, replace=False)
     return tuple(names)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sealserve.errors import InputError, Refused, Unavailable
-from sealserve.model.files import read_limited, write_whole
+from sealserve.files import read_limited, write_atomically
 
 __all__ = ["DigestRecord", "FetchedFile", "data_directory", "fetch"]
 
@@ -108,11 +108,11 @@ class DigestRecord:
         """Record a digest for good.
 
         Raises:
-            InputError: ``model.exists``: there is one already.
+            InputError: ``file.exists``: there is one already.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         entry = json.dumps({"url": url, "sha256": sha256}, indent=2)
-        write_whole(self._path(url), entry.encode() + b"\n")
+        write_atomically(self._path(url), entry.encode() + b"\n", replace=False)
 
     def _path(self, url: str) -> Path:
         return self._directory / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from sealserve.errors import InputError, Unavailable
+from sealserve.files import make_directory, require_absent, sync_path, write_atomically
 from sealserve.model import graphdef
 from sealserve.model.conversion import infer_outputs
-from sealserve.model.files import PROTOBUF_LIMIT, read_limited, write_whole
 from sealserve.model.signature import (
     PREDICT_METHOD,
     SERVING_TAG,
@@ -39,7 +39,12 @@ from sealserve.model.signature import (
     parse_saved_model,
     placeholder_specs,
 )
-from sealserve.wire.graphs import spell_out_scalars
+from sealserve.wire.graphs import (
+    MAX_GRAPH_BYTES,
+    TOO_LARGE_HINT,
+    read_graph_file,
+    spell_out_scalars,
+)
 from sealserve.wire.tensorflow import graph_pb2 as pb
 
 __all__ = ["ImportedModel", "import_model"]
@@ -101,8 +106,8 @@ def import_model(
         outputs: results, written alike; by default the ends of the graph.
 
     Raises:
-        InputError: ``model.*``, ``graph.*``, ``savedmodel.*``, ``tensor.*``.
-        Unavailable: ``model.file_unreadable`` or ``model.cannot_write``.
+        InputError: ``file.*``, ``model.*``, ``graph.*``, ``savedmodel.*``, ``tensor.*``.
+        Unavailable: ``file.unreadable`` or ``file.unwritable``.
         ModuleNotFoundError: OpenVINO is not installed (frozen graphs only).
     """
     if not _NAME.fullmatch(name):
@@ -133,7 +138,7 @@ def _convert_graph(
     source: Path, staging: Path, inputs: Sequence[str], outputs: Sequence[str]
 ) -> int:
     where = str(source)
-    graph = graphdef.parse_graph(read_limited(source, PROTOBUF_LIMIT), where)
+    graph = graphdef.parse_graph(read_graph_file(source), where)
     fetched = [_reference(text, graph, where) for text in outputs or graphdef.sinks(graph)]
     if not fetched:
         raise InputError("graph.no_outputs", "the graph has no result", where=where)
@@ -143,7 +148,7 @@ def _convert_graph(
     graphdef.check_frozen(graph, where)
     rewritten = spell_out_scalars(graph)
     frozen = staging / "frozen.pb"
-    write_whole(frozen, graph.SerializeToString(deterministic=True))
+    write_atomically(frozen, graph.SerializeToString(deterministic=True))
     kinds = infer_outputs(
         frozen, [spec.tensor for spec in fed], [tensor for _, tensor in fetched], where
     )
@@ -221,7 +226,7 @@ def _fed(graph: pb.GraphDef, wanted: Sequence[tuple[str, str]], where: str) -> l
 
 def _copy_saved_model(source: Path, staging: Path) -> int:
     file = source / "saved_model.pb"
-    model = parse_saved_model(read_limited(file, PROTOBUF_LIMIT), str(file))
+    model = parse_saved_model(read_graph_file(file), str(file))
     rewritten = sum(spell_out_scalars(meta.graph_def) for meta in model.meta_graphs)
     for relative in _regular_files(source):
         target = staging / relative
@@ -230,7 +235,7 @@ def _copy_saved_model(source: Path, staging: Path) -> int:
             shutil.copyfile(source / relative, target, follow_symlinks=False)
         except OSError as error:
             raise Unavailable(
-                "model.file_unreadable",
+                "file.unreadable",
                 f"cannot copy the file: {error.strerror}",
                 where=str(source / relative),
             ) from error
@@ -268,14 +273,14 @@ def _regular_files(source: Path) -> Iterator[Path]:
 
 
 def _write_saved_model(model: pb.SavedModel, staging: Path, where: str) -> None:
-    if model.ByteSize() > PROTOBUF_LIMIT:
+    if model.ByteSize() > MAX_GRAPH_BYTES:
         raise InputError(
-            "model.file_too_large",
-            "with its signature the graph has more than protobuf's 2 GiB",
+            "file.too_large",
+            "with its signature the graph is too large to write",
             where=where,
-            hint="a larger model has to keep its weights outside the graph, as a SavedModel does",
+            hint=TOO_LARGE_HINT,
         )
-    write_whole(staging / "saved_model.pb", model.SerializeToString(deterministic=True))
+    write_atomically(staging / "saved_model.pb", model.SerializeToString(deterministic=True))
 
 
 @contextmanager
@@ -285,23 +290,18 @@ def _staging(base: Path, version: int) -> Iterator[Path]:
     made = [path for path in (base, *base.parents) if not path.exists()]
     staging: Path | None = None
     try:
-        base.mkdir(parents=True, exist_ok=True)
+        make_directory(base)
         # Any directory whose name is that number is this version to a server.
         taken = [path for path in base.iterdir() if _is_version(path.name, version)]
-        if taken:
-            raise InputError(
-                "model.exists",
-                "there is such a version already",
-                where=str(taken[0]),
-                hint="give another --version; a served version never changes",
-            )
+        for path in taken:
+            require_absent(path, hint="give another --version; a served version never changes")
         staging = Path(tempfile.mkdtemp(prefix=f".{version}.", dir=base))
         yield staging
         _make_durable(staging)
         staging.rename(final)
     except OSError as error:
         raise Unavailable(
-            "model.cannot_write", f"cannot write the model: {error.strerror}", where=str(final)
+            "file.unwritable", f"cannot write the model: {error.strerror}", where=str(final)
         ) from error
     finally:
         if staging is not None and staging.exists():
@@ -309,7 +309,7 @@ def _staging(base: Path, version: int) -> Iterator[Path]:
         for path in made:  # deepest first; what now holds the model stays
             if path.exists() and not any(path.iterdir()):
                 path.rmdir()
-    _sync(base)
+    sync_path(base)
 
 
 def _is_version(name: str, version: int) -> bool:
@@ -321,14 +321,6 @@ def _make_durable(root: Path) -> None:
         for name in files:
             path = Path(directory, name)
             path.chmod(0o644)
-            _sync(path)
+            sync_path(path)
         Path(directory).chmod(0o755)
-        _sync(Path(directory))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_path(Path(directory))

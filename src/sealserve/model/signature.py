@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from sealserve.errors import InputError
 from sealserve.model import graphdef
-from sealserve.model.files import PROTOBUF_LIMIT, read_limited
+from sealserve.wire.graphs import read_graph_file
 from sealserve.wire.tensorflow import graph_pb2 as graph_pb
 from sealserve.wire.tensorflow import tensor_pb2 as tensor_pb
 from sealserve.wire.tensors import dtype_name
@@ -144,19 +144,19 @@ def describe(path: Path) -> tuple[Signature, ...]:
     under the name ``(frozen graph)``, the ends with an unknown type and shape.
 
     Raises:
-        InputError: ``savedmodel.*``, ``graph.*`` or ``model.file_too_large``.
-        Unavailable: ``model.file_unreadable``.
+        InputError: ``savedmodel.*``, ``graph.*`` or ``file.too_large``.
+        Unavailable: ``file.unreadable``.
     """
     if path.is_dir():
         file = path / "saved_model.pb"
-        model = parse_saved_model(read_limited(file, PROTOBUF_LIMIT), str(file))
+        model = parse_saved_model(read_graph_file(file), str(file))
         signatures = next(filter(serves, model.meta_graphs)).signature_def
         return tuple(
             Signature.from_proto(name, proto)
             for name, proto in sorted(signatures.items())
             if not name.startswith("__")  # the loader's own, such as __saved_model_init_op
         )
-    graph = graphdef.parse_graph(read_limited(path, PROTOBUF_LIMIT), str(path))
+    graph = graphdef.parse_graph(read_graph_file(path), str(path))
     outputs = [TensorSpec(name, f"{name}:0", 0, None) for name in graphdef.sinks(graph)]
     return (Signature("(frozen graph)", "-", tuple(placeholder_specs(graph)), tuple(outputs)),)
 

@@ -17,9 +17,11 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from sealserve.errors import InputError
+from sealserve.files import read_limited
 from sealserve.wire.serving import config_pb2
 
 __all__ = [
+    "MAX_CONFIG_BYTES",
     "All",
     "Latest",
     "ModelConfig",
@@ -29,10 +31,9 @@ __all__ = [
     "TlsConfig",
     "VersionPolicy",
     "read_model_config",
-    "read_text_file",
 ]
 
-_MAX_CONFIG_BYTES = 4 * 2**20
+MAX_CONFIG_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -147,28 +148,6 @@ class ServerConfig:
     ignored: tuple[tuple[str, str], ...] = ()
 
 
-def read_text_file(path: Path, max_bytes: int = _MAX_CONFIG_BYTES) -> str:
-    """Read a small text file.
-
-    Raises:
-        InputError: ``serve_config.unreadable``: missing, too large or not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(max_bytes + 1)
-        text = raw.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(
-            "serve_config.unreadable", f"cannot read the file: {reason}", where=str(path)
-        ) from None
-    if len(raw) > max_bytes:
-        raise InputError(
-            "serve_config.unreadable", f"the file is larger than {max_bytes} bytes", where=str(path)
-        )
-    return text
-
-
 def read_model_config(path: Path) -> tuple[ModelConfig, ...]:
     """Read a ``model_config_list``.
 
@@ -176,9 +155,10 @@ def read_model_config(path: Path) -> tuple[ModelConfig, ...]:
         path: the text proto file; its directory is where relative base paths start.
 
     Raises:
-        InputError: ``serve_config.unreadable`` or ``serve_config.model_list``.
+        InputError: ``file.too_large`` or ``serve_config.model_list``.
+        Unavailable: ``file.unreadable``.
     """
-    text = read_text_file(path)
+    text = read_limited(path, MAX_CONFIG_BYTES)
     try:
         parsed = text_format.Parse(text, config_pb2.ModelServerConfig())
     except (text_format.ParseError, UnicodeError) as error:

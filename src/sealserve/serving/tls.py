@@ -14,11 +14,8 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-import os
 import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,9 +24,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from google.protobuf import text_format
 
+from sealserve.certificates import load_key_pair
 from sealserve.errors import InputError, Refused, SealserveError
+from sealserve.files import Stamp, read_limited, stamp_of
 from sealserve.logs import Log
-from sealserve.serving.config import TlsConfig, read_text_file
+from sealserve.serving.config import MAX_CONFIG_BYTES, TlsConfig
 from sealserve.wire.serving import config_pb2
 
 __all__ = ["Identities", "Identity", "TlsSource"]
@@ -85,8 +84,9 @@ class TlsSource:
         """Read the files.
 
         Raises:
-            InputError: ``tls.file_unreadable``, ``tls.config_malformed`` or
+            InputError: ``file.too_large``, ``tls.config_malformed`` or
                 ``tls.identity_malformed``.
+            Unavailable: ``file.unreadable``.
             Refused: ``tls.no_identity``.
         """
         if config.ssl_config_file is None and not config.identity_files:
@@ -105,7 +105,7 @@ class TlsSource:
     def current(self) -> Identities:
         """The identities to show now; re-reads files that changed."""
         with self._lock:
-            if all(_stamp(path) == stamp for path, stamp in self._stamps.items()):
+            if all(stamp_of(path) == stamp for path, stamp in self._stamps.items()):
                 return self._identities
             try:
                 identities, stamps = _read_all(self._config)
@@ -114,7 +114,7 @@ class TlsSource:
             except SealserveError as error:
                 # The same failure is met on every handshake until the file is whole
                 # again, and is told once.
-                now = tuple(_stamp(path) for path in self._stamps)
+                now = tuple(stamp_of(path) for path in self._stamps)
                 if now != self._failed:
                     self._failed = now
                     self._log.error("tls_identity_kept", **error.to_dict())
@@ -171,8 +171,7 @@ def _context(identity: Identity, identities: Identities) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["http/1.1"])
-    with _in_memory(identity.key_pem + identity.chain_pem) as path:
-        context.load_cert_chain(path)
+    load_key_pair(context, identity.key_pem + identity.chain_pem)
     if identities.client_ca is not None:
         context.load_verify_locations(cadata=identities.client_ca.decode())
     if identities.client_verify:
@@ -180,42 +179,18 @@ def _context(identity: Identity, identities: Identities) -> ssl.SSLContext:
     return context
 
 
-@contextmanager
-def _in_memory(content: bytes) -> Iterator[str]:
-    descriptor = os.memfd_create("tls")
-    try:
-        os.write(descriptor, content)
-        yield f"/proc/self/fd/{descriptor}"
-        os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)
-
-
-_Stamp = tuple[int, int, int, int] | None
-
-
-def _stamp(path: Path) -> _Stamp:
-    """What changes when a file is rewritten or replaced."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _read_all(config: TlsConfig) -> tuple[Identities, dict[Path, _Stamp]]:
-    # A stamp is taken before its file is read: a change in between is seen next time.
-    stamps: dict[Path, _Stamp] = {}
+def _read_all(config: TlsConfig) -> tuple[Identities, dict[Path, Stamp]]:
+    stamps: dict[Path, Stamp] = {}
 
     def read(path: Path) -> bytes:
-        stamps[path] = _stamp(path)
-        return _read_file(path)
+        stamps[path] = stamp_of(path)
+        return read_limited(path, _MAX_PEM_BYTES)
 
     all_: list[Identity] = []
     client_ca, client_verify = None, False
     if config.ssl_config_file is not None:
         file = config.ssl_config_file
-        stamps[file] = _stamp(file)
+        stamps[file] = stamp_of(file)
         wire = _read_ssl_config(file)
 
         def pem(text: str) -> bytes:
@@ -239,7 +214,7 @@ def _read_all(config: TlsConfig) -> tuple[Identities, dict[Path, _Stamp]]:
 
 
 def _read_ssl_config(file: Path) -> config_pb2.SSLConfig:
-    text = read_text_file(file)
+    text = read_limited(file, MAX_CONFIG_BYTES)
     try:
         wire = text_format.Parse(text, config_pb2.SSLConfig())
     except (text_format.ParseError, UnicodeError):
@@ -255,23 +230,6 @@ def _read_ssl_config(file: Path) -> config_pb2.SSLConfig:
             "tls.config_malformed", "server_key and server_cert are both needed", where=str(file)
         )
     return wire
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_PEM_BYTES + 1)
-    except OSError as error:
-        raise InputError(
-            "tls.file_unreadable", f"cannot read the file: {error.strerror}", where=str(path)
-        ) from None
-    if len(content) > _MAX_PEM_BYTES:
-        raise InputError(
-            "tls.file_unreadable",
-            f"the file is larger than {_MAX_PEM_BYTES} bytes",
-            where=str(path),
-        )
-    return content
 
 
 def _identity(key_source: bytes, chain_source: bytes, where: str) -> Identity:

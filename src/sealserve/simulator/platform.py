@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from sealserve.errors import InputError, Unavailable
+from sealserve.files import make_directory, read_limited, require_absent, write_atomically
 from sealserve.simulator.der import PckExtension
 from sealserve.simulator.pki import TestPki, raw_public_key, raw_signature
 from sealserve.tdx.quote import QE_VENDOR_INTEL, TEE_TYPE_TDX, TdReport, encode_body
@@ -103,23 +101,15 @@ class SimulatedPlatform:
         """Make a platform and write its keys, anchor and collateral (mode 0600).
 
         Raises:
-            InputError: ``simulator.platform_exists``.
-            Unavailable: ``simulator.directory``.
+            InputError: ``file.exists``.
+            Unavailable: ``file.unwritable``.
         """
-        if (directory / _KEYS_FILE).exists():
-            raise InputError(
-                "simulator.platform_exists",
-                "a simulated platform is here already",
-                where=str(directory),
-                hint="use another directory, or renew its collateral",
-            )
+        keys = directory / _KEYS_FILE
+        require_absent(keys, hint="use another directory, or renew its collateral")
         platform = cls.new(now)
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write_private(directory / ANCHOR_FILE, platform.pki.root_der)
-            _write_private(directory / _KEYS_FILE, platform.pki.to_json())
-        except OSError as error:
-            raise _directory_trouble(error, directory) from None
+        make_directory(directory, mode=0o700)
+        write_atomically(directory / ANCHOR_FILE, platform.pki.root_der, mode=0o600)
+        write_atomically(keys, platform.pki.to_json(), mode=0o600)
         platform.write_collateral(directory, now)
         return platform
 
@@ -137,31 +127,22 @@ class SimulatedPlatform:
         """The platform that :meth:`create` wrote.
 
         Raises:
-            Unavailable: ``simulator.no_platform``.
-            InputError: ``simulator.platform_malformed``.
+            Unavailable: ``file.unreadable``.
+            InputError: ``file.too_large``, ``simulator.platform_malformed``.
         """
-        try:
-            with (directory / _KEYS_FILE).open("rb") as file:
-                raw = file.read(_MAX_KEYS_BYTES)
-        except OSError as error:
-            raise Unavailable(
-                "simulator.no_platform",
-                f"there is no simulated platform here: {error.strerror}",
-                where=str(directory),
-                hint=f"make one with `sealserve simulate platform {directory}`",
-            ) from None
-        return cls(TestPki.from_json(raw))
+        hint = f"`sealserve simulate platform {directory}` makes a simulated platform"
+        return cls(
+            TestPki.from_json(read_limited(directory / _KEYS_FILE, _MAX_KEYS_BYTES, hint=hint))
+        )
 
     def write_collateral(self, directory: Path, now: datetime) -> None:
         """Write collateral that is good from an hour ago for 30 days.
 
         Raises:
-            Unavailable: ``simulator.directory``.
+            Unavailable: ``file.unwritable``.
         """
-        try:
-            _write_private(directory / COLLATERAL_FILE, self.collateral(now - timedelta(hours=1)))
-        except OSError as error:
-            raise _directory_trouble(error, directory) from None
+        collateral = self.collateral(now - timedelta(hours=1))
+        write_atomically(directory / COLLATERAL_FILE, collateral, mode=0o600)
 
     def collateral(self, issued: datetime, options: CollateralOptions | None = None) -> bytes:
         """A JSON object of collateral, as :class:`~...collateral.Collateral` reads it."""
@@ -303,23 +284,3 @@ def _qe_identity(begins: datetime, ends: datetime, options: CollateralOptions) -
 
 def _iso(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    """Whole or not at all, readable by its owner only."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _directory_trouble(error: OSError, directory: Path) -> Unavailable:
-    return Unavailable(
-        "simulator.directory", f"cannot be written: {error.strerror}", where=str(directory)
-    )

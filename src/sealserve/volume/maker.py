@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from sealserve.errors import InputError, Unavailable
-from sealserve.files import fsync_directory
+from sealserve.files import sync_path
 from sealserve.volume.child import FuseChild, require_fuse
 from sealserve.volume.luks2 import KEYSLOTS_SIZE, METADATA_SIZE
 from sealserve.volume.process import Runner, run, secret_pipe
@@ -135,7 +135,7 @@ def create_sealed(
             record = _finish(descriptor, plan, report)
             os.fsync(descriptor)
             partial.replace(path)
-        fsync_directory(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise Unavailable(
             "volume.unwritable", f"cannot make the volume: {error.strerror}", where=str(path)

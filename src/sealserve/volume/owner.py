@@ -12,8 +12,9 @@ from typing import Final
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from sealserve.errors import InputError, Unavailable
-from sealserve.files import read_limited, require_absent, write_atomically
+from sealserve.certificates import key_pem
+from sealserve.errors import InputError
+from sealserve.files import make_directory, read_limited, require_absent, write_atomically
 
 __all__ = ["PRIVATE_NAME", "PUBLIC_NAME", "init_owner", "load_owner_key", "load_owner_public"]
 
@@ -37,20 +38,11 @@ def init_owner(directory: Path) -> tuple[Path, Path]:
         Unavailable: ``file.unwritable``.
     """
     private, public = directory / PRIVATE_NAME, directory / PUBLIC_NAME
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(
-            "file.unwritable", f"cannot make: {error.strerror}", where=str(directory)
-        ) from None
+    make_directory(directory, mode=0o700)
     require_absent(private)
     require_absent(public)
     key = Ed25519PrivateKey.generate()
-    private_pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
+    private_pem = key_pem(key)
     public_pem = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )

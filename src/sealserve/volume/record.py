@@ -28,11 +28,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sealserve.errors import InputError, Refused
+from sealserve.wire.limits import MAX_RECORD_BYTES
 
 __all__ = [
     "BLOCK_SIZE",
     "KEY_SIZE",
-    "MAX_RECORD_SIZE",
     "HeaderPin",
     "ModelEntry",
     "VerityParameters",
@@ -51,9 +51,6 @@ BLOCK_SIZE: Final = 4096
 
 KEY_SIZE: Final = 32
 """Bytes of the volume key that the broker keeps: it opens the LUKS2 keyslot."""
-
-MAX_RECORD_SIZE: Final = 48 * 1024
-"""Bytes of a signed record: room for about 200 models."""
 
 _PAYLOAD_TYPE: Final = "application/vnd.sealserve.volume-record+json"
 _DIGESTS_PER_BLOCK: Final = BLOCK_SIZE // 32
@@ -231,7 +228,7 @@ def open_record(raw: bytes, owner_public_key: Ed25519PublicKey) -> VolumeRecord:
     """Check a signed record and decode it.
 
     Args:
-        raw: what `sign_record` returned; at most `MAX_RECORD_SIZE` bytes are looked at.
+        raw: what `sign_record` returned; at most `MAX_RECORD_BYTES` bytes are looked at.
         owner_public_key: the only key whose signature counts.
 
     Returns:
@@ -322,10 +319,10 @@ def _text(value: bytes) -> str:
 
 
 def _check_size(raw: bytes) -> None:
-    if len(raw) > MAX_RECORD_SIZE:
+    if len(raw) > MAX_RECORD_BYTES:
         raise InputError(
             "record.too_large",
-            f"the volume record has {len(raw)} bytes; the limit is {MAX_RECORD_SIZE}",
+            f"the volume record has {len(raw)} bytes; the limit is {MAX_RECORD_BYTES}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Graphs made safe for every reader.
+"""Graphs: read up to protobuf's limit, and made safe for every reader.
 
 OpenVINO's TensorFlow frontend (seen in 2026.4) reads a constant of rank 0 whose
 value stands in ``tensor_content`` as zero, for every data type and without a
@@ -9,12 +9,34 @@ have them. Whoever hands a graph to OpenVINO spells them out first.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Final
+
+from sealserve.files import read_limited
 from sealserve.wire.tensorflow import graph_pb2 as pb
 from sealserve.wire.tensors import to_array, to_proto
 
-__all__ = ["spell_out_scalars"]
+__all__ = ["MAX_GRAPH_BYTES", "TOO_LARGE_HINT", "read_graph_file", "spell_out_scalars"]
+
+MAX_GRAPH_BYTES: Final = 2**31 - 1
+"""protobuf refuses to read or write a larger message."""
+
+TOO_LARGE_HINT: Final = (
+    "protobuf ends at 2 GiB; a larger model has to keep its weights outside the graph, "
+    "as a SavedModel does"
+)
 
 _MAX_SCALAR_BYTES = 1 << 20  # numbers take 16 at most, a string what it takes
+
+
+def read_graph_file(path: Path) -> bytes:
+    """The bytes of a ``saved_model.pb`` or a frozen graph.
+
+    Raises:
+        InputError: ``file.too_large``.
+        Unavailable: ``file.unreadable``.
+    """
+    return read_limited(path, MAX_GRAPH_BYTES, hint_if_large=TOO_LARGE_HINT)
 
 
 def spell_out_scalars(graph: pb.GraphDef) -> int:

@@ -17,12 +17,12 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from sealserve.errors import InputError
+from sealserve.wire.graphs import read_graph_file
 from sealserve.wire.tensorflow import graph_pb2
 
 __all__ = ["only_signature", "read_meta_graph", "stateful_operations"]
 
 FILE_NAME = "saved_model.pb"
-_MAX_BYTES = 2**31 - 1  # protobuf reads no larger message
 
 # Operations that change something, or answer otherwise each time they are asked.
 # TensorArrays and v1 loop operations are stateful to TensorFlow only within a call.
@@ -41,22 +41,19 @@ def read_meta_graph(path: Path, tags: tuple[str, ...]) -> graph_pb2.MetaGraphDef
     """Read the meta graph with exactly these tags from a SavedModel directory.
 
     Raises:
-        InputError: ``servable.saved_model_missing``, ``servable.saved_model_malformed``
-            or ``servable.tags_not_found``.
+        InputError: ``file.too_large``, ``servable.saved_model_malformed`` or
+            ``servable.tags_not_found``.
+        Unavailable: ``file.unreadable``.
     """
     file = path / FILE_NAME
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise _malformed(file, f"it is larger than {_MAX_BYTES} bytes")
-        saved = graph_pb2.SavedModel.FromString(file.read_bytes())
-    except OSError as error:
+        saved = graph_pb2.SavedModel.FromString(read_graph_file(file))
+    except DecodeError:
         raise InputError(
-            "servable.saved_model_missing",
-            f"Could not find SavedModel .pb at supplied export directory path: {error.strerror}",
+            "servable.saved_model_malformed",
+            "cannot read the SavedModel: it is not a SavedModel message",
             where=str(file),
         ) from None
-    except DecodeError:
-        raise _malformed(file, "it is not a SavedModel message") from None
     for meta in saved.meta_graphs:
         if set(meta.meta_info_def.tags) == set(tags):
             return meta
@@ -132,9 +129,3 @@ def _called_functions(
 def _node_of(tensor: str) -> str:
     """``"^node"``, ``"node:0"`` and ``"node"`` all name a node."""
     return tensor.removeprefix("^").partition(":")[0]
-
-
-def _malformed(file: Path, why: str) -> InputError:
-    return InputError(
-        "servable.saved_model_malformed", f"cannot read the SavedModel: {why}", where=str(file)
-    )
