@@ -194,7 +194,7 @@ def encode_bundle(collateral: Sequence[Collateral]) -> bytes:
 
 
 def decode_bundle(raw: bytes) -> tuple[Collateral, ...]:
-    """Read a bundle; nothing in it is verified.
+    """Read a bundle, or the one collateral in a file of its own; nothing is verified.
 
     Raises:
         InputError: ``collateral.bundle_malformed``, ``collateral.malformed``.
@@ -205,6 +205,8 @@ def decode_bundle(raw: bytes) -> tuple[Collateral, ...]:
         )
     try:
         document = json.loads(raw)
+        if isinstance(document, dict) and "tcb_info" in document:
+            return (Collateral.from_json(raw),)
         entries = document["collateral"]
         if document["format"] != _FORMAT or not isinstance(entries, list):
             raise ValueError("another format")

@@ -201,14 +201,12 @@ def import_bundle(
 
     Example: sealserve collateral import bundle.json
     """
-    from sealserve.attestation.collateral import Collateral
     from sealserve.attestation.collateral_store import MAX_BUNDLE_BYTES, decode_bundle
     from sealserve.attestation.verifier import Anchor
     from sealserve.files import read_limited
 
     raw = read_limited(bundle, MAX_BUNDLE_BYTES)
-    single = b'"format"' not in raw[:200] and b'"tcb_info"' in raw
-    found = (Collateral.from_json(raw),) if single else decode_bundle(raw)
+    found = decode_bundle(raw)
     now = datetime.now(UTC)
     paths = _store(store, Anchor.load(anchor)).put(*found, now=now)
     console.emit(

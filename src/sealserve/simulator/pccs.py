@@ -47,7 +47,10 @@ def answer(collateral: Collateral, target: str) -> PccsAnswer:
         collateral: of the one platform it knows.
         target: path and query of a GET.
     """
-    asked = urlsplit(target)
+    try:
+        asked = urlsplit(target)
+    except ValueError:
+        return PccsAnswer(400)
     query = {name: values[-1] for name, values in parse_qs(asked.query).items()}
     parts = collateral.parts
     match asked.path:
@@ -112,7 +115,9 @@ class Pccs:
                 where=str(listen),
             ) from None
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        )
         self.address = Address(listen.host, self._server.server_address[1])
 
     @property
@@ -144,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         try:
             found = answer(type(self).source(), self.path)
-        except (SealserveError, ValueError):
+        except SealserveError:
             found = PccsAnswer(500)
         self.send_response(found.status)
         for name, value in found.headers.items():
