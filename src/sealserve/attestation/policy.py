@@ -17,14 +17,16 @@ Register values are lower-case hexadecimal, in the byte order of the TD report.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
 
 from sealserve.errors import InputError
 
 __all__ = [
     "TCB_STATUSES",
     "AcceptedStatus",
+    "HexBytes",
     "MaskedValue",
     "PlatformFlags",
     "Policy",
@@ -56,10 +58,43 @@ TCB_STATUSES: tuple[TcbStatus, ...] = (
 # errors when pydantic fills these classes; without pydantic this is inert.
 _STRICT = {"extra": "forbid", "strict": True}
 
-_REGISTER_BYTES = 48
-_WORD_BYTES = 8
-_PIID_BYTES = 16
 _MAX_ENTRIES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HexBytes:
+    """Says of a string that it is ``size`` bytes in lower-case hexadecimal."""
+
+    size: int
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression that the whole string matches."""
+        return f"[0-9a-f]{{{2 * self.size}}}"
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: Any, handler: Callable[[Any], dict[str, Any]]
+    ) -> dict[str, Any]:
+        # pydantic asks this of annotations; without pydantic nobody does.
+        return {**handler(core_schema), "pattern": f"^{self.pattern}$"}
+
+    def check(self, field: str, value: str) -> bytes:
+        """The bytes; ``policy.malformed`` naming the field if it is anything else."""
+        if not re.fullmatch(self.pattern, value):
+            digits = f"{self.size} bytes as {2 * self.size} lower-case hexadecimal digits"
+            raise _malformed(field, value, digits)
+        return bytes.fromhex(value)
+
+
+_REGISTER_HEX = HexBytes(48)
+_WORD_HEX = HexBytes(8)
+_PIID_HEX = HexBytes(16)
+_Register = Annotated[str, _REGISTER_HEX]
+_Word = Annotated[str, _WORD_HEX]
+_Piid = Annotated[str, _PIID_HEX]
+
+_UNTOUCHED = "00" * 48
+"""A run-time register that nothing was measured into since boot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +113,19 @@ class Release:
     __pydantic_config__ = _STRICT
 
     label: str
-    mrtd: str
-    rtmr0: str
-    rtmr1: str
-    rtmr2: str
-    rtmr3: str | None = None
+    mrtd: _Register
+    rtmr0: _Register
+    rtmr1: _Register
+    rtmr2: _Register
+    rtmr3: _Register | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.label) <= 128 or not self.label.isprintable():
             raise _malformed("releases.label", self.label, "1 to 128 printable characters")
         for register in ("mrtd", "rtmr0", "rtmr1", "rtmr2"):
-            _hex(f"releases.{register}", getattr(self, register), _REGISTER_BYTES)
+            _REGISTER_HEX.check(f"releases.{register}", getattr(self, register))
         if self.rtmr3 is not None:
-            _hex("releases.rtmr3", self.rtmr3, _REGISTER_BYTES)
+            _REGISTER_HEX.check("releases.rtmr3", self.rtmr3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +134,12 @@ class MaskedValue:
 
     __pydantic_config__ = _STRICT
 
-    mask: str
-    value: str
+    mask: _Word
+    value: _Word
 
     def __post_init__(self) -> None:
-        mask = _hex("mask", self.mask, _WORD_BYTES)
-        value = _hex("value", self.value, _WORD_BYTES)
+        mask = _WORD_HEX.check("mask", self.mask)
+        value = _WORD_HEX.check("value", self.value)
         if any(v & ~m for m, v in zip(mask, value, strict=True)):
             raise _malformed("value", self.value, f"no bit outside the mask {self.mask}")
 
@@ -202,13 +237,13 @@ class Policy:
     __pydantic_config__ = _STRICT
 
     releases: tuple[Release, ...] = ()
-    mrseam: tuple[str, ...] | None = None
+    mrseam: tuple[_Register, ...] | None = None
     td_attributes: MaskedValue | None = None
     xfam: MaskedValue | None = None
-    mrconfigid: tuple[str, ...] | None = None
-    mrowner: tuple[str, ...] | None = None
-    mrownerconfig: tuple[str, ...] | None = None
-    platform_ids: tuple[str, ...] | None = None
+    mrconfigid: tuple[_Register, ...] | None = None
+    mrowner: tuple[_Register, ...] | None = None
+    mrownerconfig: tuple[_Register, ...] | None = None
+    platform_ids: tuple[_Piid, ...] | None = None
     platform_flags: PlatformFlags = PlatformFlags()
     tcb_statuses: tuple[AcceptedStatus, ...] = (AcceptedStatus(status="UpToDate"),)
     rejected_advisories: tuple[str, ...] = ()
@@ -219,9 +254,9 @@ class Policy:
     def __post_init__(self) -> None:
         for name in ("mrseam", "mrconfigid", "mrowner", "mrownerconfig"):
             for value in getattr(self, name) or ():
-                _hex(name, value, _REGISTER_BYTES)
+                _REGISTER_HEX.check(name, value)
         for value in self.platform_ids or ():
-            _hex("platform_ids", value, _PIID_BYTES)
+            _PIID_HEX.check("platform_ids", value)
         for value in self.rejected_advisories:
             if not re.fullmatch(r"INTEL-SA-[0-9]{5}", value):
                 raise _malformed("rejected_advisories", value, "the form INTEL-SA-00000")
@@ -238,11 +273,17 @@ class Policy:
             if len(set(keys)) != len(keys):
                 raise _malformed(name, keys, "no name twice")
 
+    def at_release(self) -> Policy:
+        """The policy as it holds when a key is released: no RTMR3 means an untouched one.
 
-def _hex(field: str, value: str, size: int) -> bytes:
-    if not re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value):
-        raise _malformed(field, value, f"{size} bytes as {2 * size} lower-case hexadecimal digits")
-    return bytes.fromhex(value)
+        A guest asks before it measures. One that has measured already serves
+        something, and if that took it over, it must not collect more keys.
+        """
+        releases = (
+            release if release.rtmr3 is not None else replace(release, rtmr3=_UNTOUCHED)
+            for release in self.releases
+        )
+        return replace(self, releases=tuple(releases))
 
 
 def _malformed(field: str, value: Any, expected: str) -> InputError:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hmac
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +46,6 @@ from sealserve.wire.broker import v1_pb2
 __all__ = ["Decision", "KeyRelease", "ReleaseRequest"]
 
 _RELEASED: Final = "released"
-_UNTOUCHED: Final = "00" * 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +211,7 @@ class KeyRelease:
     def _policy(self, resource: Resource) -> Policy:
         digest, policy = self._policies.get(resource.name, ("", None))
         if policy is None or digest != resource.policy_sha256:
-            policy = _at_release(policy_file.parse(resource.policy))
+            policy = policy_file.parse(resource.policy).at_release()
             self._policies[resource.name] = (resource.policy_sha256, policy)
         return policy
 
@@ -265,19 +264,6 @@ def _check_shape(request: ReleaseRequest) -> None:
             "release.request_malformed",
             f"quote has {len(request.quote)} bytes instead of 1 to {MAX_QUOTE_BYTES}",
         )
-
-
-def _at_release(policy: Policy) -> Policy:
-    """The policy as it holds at a release: no RTMR3 in it means an untouched one.
-
-    A guest asks before it measures. One that has measured already serves something,
-    and if that took it over, it must not collect the keys of other resources.
-    """
-    releases = (
-        release if release.rtmr3 is not None else replace(release, rtmr3=_UNTOUCHED)
-        for release in policy.releases
-    )
-    return replace(policy, releases=tuple(releases))
 
 
 def _verdict_of(decision: Decision) -> str:
