@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealserve.attestation import verifier as verifier_module
+from sealserve.attestation import admission
 from sealserve.attestation.collateral import MAX_COLLATERAL_BYTES, Collateral
+from sealserve.attestation.library import LibraryVerifier
 from sealserve.attestation.verifier import INTEL, Anchor, Verifier
 from sealserve.errors import InputError, InternalError, Refused, SealserveError
 from sealserve.simulator.platform import CollateralOptions, SimulatedPlatform
@@ -92,7 +93,7 @@ def test_the_library_has_the_same_windows(
     Except one: it does not look at a CRL's thisUpdate, with which the window
     of tdx_quote_td15ex begins. There our check stands alone.
     """
-    monkeypatch.setattr(verifier_module, "_check_window", lambda *_: None)
+    monkeypatch.setattr(admission, "require_current", lambda *_: None)
     quote, documents = real(name)
     with pytest.raises(Refused) as caught:
         Verifier(INTEL).verify(quote, documents, moment(when))
@@ -343,7 +344,7 @@ def test_what_the_library_has_never_said_is_a_refusal_too(
         def verify_with_policy(self, *_: object) -> None:
             raise ValueError("Verification failed: the moon is in the wrong place")
 
-    strange = Verifier(verifier().anchor)
+    strange = LibraryVerifier(verifier().anchor)
     monkeypatch.setattr(strange, "_library", Strange())
     monkeypatch.setattr(strange, "_reason", lambda *_: "")
     with pytest.raises(Refused) as caught:
@@ -353,12 +354,12 @@ def test_what_the_library_has_never_said_is_a_refusal_too(
 
 def test_two_readings_of_one_quote_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lying = replace(parse_quote(platform().quote(report())).report, mrtd=bytes(48))
-    honest = verifier_module.parse_quote
+    honest = admission.parse_quote
 
     def lie(raw: bytes) -> object:
         return replace(honest(raw), report=lying)
 
-    monkeypatch.setattr(verifier_module, "parse_quote", lie)
+    monkeypatch.setattr(admission, "parse_quote", lie)
     assert refusal() == "quote.parsers_disagree"
 
 
