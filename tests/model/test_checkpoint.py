@@ -225,3 +225,8 @@ def test_another_networks_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(simple(np.zeros(3, np.float32)))
     with pytest.raises(InputError, match=r"_conv_stem.*checkpoint\.wrong_model"):
         efficientnet_lite0.build(path)
+
+
+def test_a_damaged_escape_in_a_string_is_a_malformed_checkpoint(tmp_path: Path) -> None:
+    """The standard library's opcode reader only warns of it."""
+    assert refuse(HEAD + b"\x80\x02S'\\o'\n.", tmp_path) == "checkpoint.malformed"

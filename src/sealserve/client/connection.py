@@ -216,6 +216,9 @@ def _shape(shape: Any) -> tuple[int | None, ...] | None:
     return tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
 
 
+# How gRPC words it that a certificate is another one, or of another name.
+_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+
 # Who has to act on each gRPC status: the caller, or whoever runs the server.
 _CALLERS_FAULT = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -233,10 +236,10 @@ def _typed(error: grpc.RpcError, where: str) -> SealserveError:
     # Every error of a unary call is also a grpc.Call, which carries these two.
     status: grpc.StatusCode = error.code()
     details: str = error.details() or status.name
-    if "CERTIFICATE_VERIFY_FAILED" in details or "Peer name" in details:
+    if any(sign in details for sign in _UNTRUSTED):
         return Refused(
             "server.certificate_untrusted",
-            "the server does not present the certificate that was pinned",
+            "the server does not present the certificate that is trusted for this name",
             where=where,
             hint="it was restarted, or another server answers there: verify it again",
         )

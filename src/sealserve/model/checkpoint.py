@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -33,6 +34,10 @@ __all__ = ["read_checkpoint"]
 
 _MAX_BYTES = 1 << 30
 _MAX_OPCODES = 2_000_000
+
+# What a damaged pickle does to an honest interpreter: end of file within an opcode,
+# an empty stack, an unknown memo, an unhashable key, an escape that is none.
+_DAMAGE = (DeprecationWarning, ValueError, IndexError, KeyError, TypeError, AttributeError)
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 
@@ -173,12 +178,21 @@ class _Pickle:
 
     def load(self) -> Any:
         try:
-            for number, (opcode, argument, _) in enumerate(pickletools.genops(self._file)):
-                if number == _MAX_OPCODES:
-                    raise _malformed("its pickle is too long")
-                self._step(opcode.name, argument)
+            # A damaged string makes the opcode reader warn of its escapes.
+            with warnings.catch_warnings(action="error", category=DeprecationWarning):
+                for number, (opcode, argument, _) in enumerate(pickletools.genops(self._file)):
+                    if number == _MAX_OPCODES:
+                        raise _malformed("its pickle is too long")
+                    self._step(opcode.name, argument)
             return self._stack.pop()
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        except (
+            DeprecationWarning,
+            ValueError,
+            IndexError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:
             # What a damaged pickle does to an honest interpreter: end of file
             # within an opcode, an empty stack, an unknown memo, an unhashable key.
             raise _malformed("its pickle is truncated or damaged") from error

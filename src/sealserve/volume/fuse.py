@@ -220,6 +220,8 @@ def _tidy_up(directory: str, mountpoint: str | None) -> None:
     """
     if mountpoint and is_mounted(Path(mountpoint)):
         lazy_unmount(Path(mountpoint))
+    # Whoever wrote when the parent died may still hold our file open.
+    lazy_unmount(Path(directory))
     with contextlib.suppress(OSError):
         Path(directory).rmdir()
 
