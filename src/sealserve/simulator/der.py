@@ -24,7 +24,11 @@ class PckExtension:
         cpu_svn: security version of each of the 16 SGX TCB components.
         pce_svn: security version of the provisioning certification enclave.
         fmspc: platform model, 6 bytes.
-        piid: platform instance id, 16 bytes.
+        piid: platform instance id, 16 bytes; ``None`` leaves it out, as
+            certificates of single-socket platforms do, and the flags with it.
+        pce_id: id of the provisioning certification enclave, 2 bytes.
+        components: what is stated of each component beside ``cpu_svn``;
+            ``None``, as on every real platform, states the same.
         dynamic_platform, cached_keys, smt: platform configuration flags.
     """
 
@@ -32,15 +36,18 @@ class PckExtension:
     cpu_svn: bytes
     pce_svn: int
     fmspc: bytes
-    piid: bytes
+    piid: bytes | None
+    pce_id: bytes = bytes(2)
+    components: bytes | None = None
     dynamic_platform: bool = True
     cached_keys: bool = True
     smt: bool = True
 
     def to_der(self) -> bytes:
         """The extension's value."""
+        stated = self.cpu_svn if self.components is None else self.components
         components = [
-            _entry((2, index), _integer(svn)) for index, svn in enumerate(self.cpu_svn, start=1)
+            _entry((2, index), _integer(svn)) for index, svn in enumerate(stated, start=1)
         ]
         tcb = _sequence(
             *components,
@@ -53,15 +60,16 @@ class PckExtension:
             _entry((7, 3), _boolean(self.smt)),
         )
         scalable = 1  # SGX type of a server platform
-        return _sequence(
+        entries = [
             _entry((1,), _value(_OCTETS, self.ppid)),
             _entry((2,), tcb),
-            _entry((3,), _value(_OCTETS, bytes(2))),
+            _entry((3,), _value(_OCTETS, self.pce_id)),
             _entry((4,), _value(_OCTETS, self.fmspc)),
             _entry((5,), _value(_ENUMERATED, bytes([scalable]))),
-            _entry((6,), _value(_OCTETS, self.piid)),
-            _entry((7,), configuration),
-        )
+        ]
+        if self.piid is not None:
+            entries += [_entry((6,), _value(_OCTETS, self.piid)), _entry((7,), configuration)]
+        return _sequence(*entries)
 
 
 def _entry(arcs: tuple[int, ...], value: bytes) -> bytes:

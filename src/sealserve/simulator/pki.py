@@ -20,7 +20,7 @@ from sealserve.certificates import key_pem
 from sealserve.errors import InputError
 from sealserve.simulator.der import SGX_EXTENSION_OID, PckExtension
 
-__all__ = ["Signer", "TestPki", "raw_public_key", "raw_signature"]
+__all__ = ["Signer", "TestPki", "issue", "raw_public_key", "raw_signature"]
 
 _LIFETIME = timedelta(days=3650)
 
@@ -50,12 +50,12 @@ class TestPki:
         """A new PKI, good from a day before ``now`` for ten years."""
         root_key = _new_key()
         root = Signer(root_key, _certificate("SGX Root CA", root_key, None, now, ca=True))
-        pck_ca = _issue("SGX PCK Platform CA", root, now, ca=True)
+        pck_ca = issue("SGX PCK Platform CA", root, now, ca=True)
         return cls(
             root=root,
             pck_ca=pck_ca,
-            pck=_issue("SGX PCK Certificate", pck_ca, now, extension=extension.to_der()),
-            tcb_signer=_issue("SGX TCB Signing", root, now),
+            pck=issue("SGX PCK Certificate", pck_ca, now, extension=extension.to_der()),
+            tcb_signer=issue("SGX TCB Signing", root, now),
             attestation_key=_new_key(),
         )
 
@@ -159,11 +159,30 @@ def _new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _issue(
-    name: str, issuer: Signer, now: datetime, *, ca: bool = False, extension: bytes | None = None
+def issue(
+    name: str,
+    issuer: Signer,
+    now: datetime,
+    *,
+    ca: bool = False,
+    extension: bytes | None = None,
+    lifetime: timedelta = _LIFETIME,
 ) -> Signer:
+    """A new key with a certificate, good from a day before ``now``.
+
+    Args:
+        name: the subject's common name, after the word SIMULATION.
+        issuer: who signs; nothing checks that it may.
+        now: see above.
+        ca: whether it may issue in turn.
+        extension: value of Intel's SGX extension.
+        lifetime: from a day before ``now``.
+    """
     key = _new_key()
-    return Signer(key, _certificate(name, key, issuer, now, ca=ca, extension=extension))
+    certificate = _certificate(
+        name, key, issuer, now, ca=ca, extension=extension, lifetime=lifetime
+    )
+    return Signer(key, certificate)
 
 
 def _certificate(
@@ -174,6 +193,7 @@ def _certificate(
     *,
     ca: bool,
     extension: bytes | None = None,
+    lifetime: timedelta = _LIFETIME,
 ) -> x509.Certificate:
     subject = x509.Name(
         [
@@ -190,7 +210,7 @@ def _certificate(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(begins)
-        .not_valid_after(begins + _LIFETIME)
+        .not_valid_after(begins + lifetime)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
             critical=False,

@@ -28,7 +28,13 @@ from sealserve.simulator.der import PckExtension
 from sealserve.simulator.pki import TestPki, raw_public_key, raw_signature
 from sealserve.tdx.quote import QE_VENDOR_INTEL, TEE_TYPE_TDX, TdReport, encode_body
 
-__all__ = ["ANCHOR_FILE", "COLLATERAL_FILE", "CollateralOptions", "SimulatedPlatform"]
+__all__ = [
+    "ANCHOR_FILE",
+    "COLLATERAL_FILE",
+    "CollateralOptions",
+    "QuotingEnclave",
+    "SimulatedPlatform",
+]
 
 ANCHOR_FILE = "anchor.der"
 COLLATERAL_FILE = "collateral.json"
@@ -42,7 +48,6 @@ _QE_SIGNER = hashlib.sha256(b"SIMULATION quoting enclave signer").digest()
 _QE_MEASUREMENT = hashlib.sha256(b"SIMULATION quoting enclave").digest()
 _QE_ATTRIBUTES = bytes.fromhex("1500000000000000e700000000000000")
 _QE_SVN = 6
-_QE_AUTH_DATA = bytes(range(32))  # the real quoting enclave has exactly 32 bytes here
 _MAX_KEYS_BYTES = 64 * 1024
 
 
@@ -54,7 +59,7 @@ class CollateralOptions:
         tcb_status, advisory_ids: of the platform's TCB level.
         module_status: of the TDX module's level.
         qe_status: of the quoting enclave's level.
-        revoked: any of ``"pck"``, ``"pck_ca"``, ``"tcb_signer"``.
+        revoked: any of ``"pck"``, ``"pck_ca"``, ``"tcb_signer"``, ``"root"``.
         lifetime: from issue to the next update.
         evaluation_number: TCB evaluation data number.
         tcb_info, qe_identity: fields to replace in the signed documents.
@@ -71,6 +76,46 @@ class CollateralOptions:
     qe_identity: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotingEnclave:
+    """The enclave that signs quotes; as it stands here it fits the QE identity.
+
+    Attributes:
+        misc_select: 4 bytes.
+        attributes: flags and XFRM, 16 bytes.
+        mrsigner: hash of its signing key, 32 bytes.
+        product_id: 2 is the TD quoting enclave.
+        svn: its security version.
+        auth_data: bound in its report; the real one has exactly 32 bytes.
+        report_data_tail: what follows the binding, 32 bytes.
+    """
+
+    misc_select: bytes = bytes(4)
+    attributes: bytes = _QE_ATTRIBUTES
+    mrsigner: bytes = _QE_SIGNER
+    product_id: int = 2
+    svn: int = _QE_SVN
+    auth_data: bytes = bytes(range(32))
+    report_data_tail: bytes = bytes(32)
+
+    def report(self, attestation_key: bytes) -> bytes:
+        """Its SGX report (384 bytes), which names the key it attests with."""
+        return (
+            _CPU_SVN
+            + self.misc_select
+            + bytes(28)
+            + self.attributes
+            + _QE_MEASUREMENT
+            + bytes(32)
+            + self.mrsigner
+            + bytes(96)
+            + struct.pack("<HH", self.product_id, self.svn)
+            + bytes(60)
+            + hashlib.sha256(attestation_key + self.auth_data).digest()
+            + self.report_data_tail
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class SimulatedPlatform:
     """One simulated machine with its PKI."""
@@ -78,23 +123,23 @@ class SimulatedPlatform:
     pki: TestPki
 
     @classmethod
-    def new(cls, now: datetime, **flags: bool) -> Self:
+    def new(cls, now: datetime, **changes: Any) -> Self:
         """A platform in memory.
 
         Args:
             now: its certificates begin a day before.
-            flags: ``dynamic_platform``, ``cached_keys``, ``smt``; as on real
-                servers all three are True unless given.
+            changes: fields of :class:`~sealserve.simulator.der.PckExtension`;
+                as on real servers the three flags are True unless given.
         """
-        extension = PckExtension(
-            ppid=secrets.token_bytes(16),
-            cpu_svn=_CPU_SVN,
-            pce_svn=_PCE_SVN,
-            fmspc=FMSPC,
-            piid=secrets.token_bytes(16),
-            **flags,
-        )
-        return cls(TestPki.create(extension, now))
+        stated = {
+            "ppid": secrets.token_bytes(16),
+            "cpu_svn": _CPU_SVN,
+            "pce_svn": _PCE_SVN,
+            "fmspc": FMSPC,
+            "piid": secrets.token_bytes(16),
+            **changes,
+        }
+        return cls(TestPki.create(PckExtension(**stated), now))
 
     @classmethod
     def create(cls, directory: Path, now: datetime) -> Self:
@@ -154,7 +199,11 @@ class SimulatedPlatform:
         qe_identity = json.dumps(_qe_identity(begins, ends, options), separators=(",", ":"))
         by_root = tuple(
             signer
-            for name, signer in (("pck_ca", pki.pck_ca), ("tcb_signer", pki.tcb_signer))
+            for name, signer in (
+                ("root", pki.root),
+                ("pck_ca", pki.pck_ca),
+                ("tcb_signer", pki.tcb_signer),
+            )
             if name in options.revoked
         )
         by_ca = (pki.pck,) if "pck" in options.revoked else ()
@@ -173,7 +222,14 @@ class SimulatedPlatform:
             }
         ).encode()
 
-    def quote(self, report: TdReport, *, body_type: int | None = None, pad_to: int = 0) -> bytes:
+    def quote(
+        self,
+        report: TdReport,
+        *,
+        body_type: int | None = None,
+        pad_to: int = 0,
+        enclave: QuotingEnclave | None = None,
+    ) -> bytes:
         """A signed quote.
 
         Args:
@@ -181,6 +237,7 @@ class SimulatedPlatform:
             body_type: ``None`` for a version 4 quote; 2, 3 or 4 for a version
                 5 quote with that body.
             pad_to: least size, reached with zero bytes, as some clouds do.
+            enclave: the quoting enclave; by default one in good order.
         """
         version = 4 if body_type is None else 5
         signed = struct.pack("<HHIHH", version, 2, TEE_TYPE_TDX, 0, 0)
@@ -192,30 +249,17 @@ class SimulatedPlatform:
             signed += struct.pack("<HI", body_type, len(body))
         signed += body
         key = self.pki.attestation_key
-        certification = _typed(6, self._qe_certification(raw_public_key(key)))
-        signature = raw_signature(key, signed) + raw_public_key(key) + certification
+        papers = self._papers(enclave or QuotingEnclave(), raw_public_key(key))
+        signature = raw_signature(key, signed) + raw_public_key(key) + _typed(6, papers)
         quote = signed + struct.pack("<I", len(signature)) + signature
         return quote.ljust(pad_to, b"\0")
 
-    def _qe_certification(self, attestation_key: bytes) -> bytes:
-        """QE report, its signature, auth data and PCK chain."""
-        binding = hashlib.sha256(attestation_key + _QE_AUTH_DATA).digest()
-        report = (
-            _CPU_SVN
-            + bytes(4 + 28)  # MISCSELECT, reserved
-            + _QE_ATTRIBUTES
-            + _QE_MEASUREMENT
-            + bytes(32)
-            + _QE_SIGNER
-            + bytes(96)
-            + struct.pack("<HH", 2, _QE_SVN)  # product id 2 is the TD quoting enclave
-            + bytes(60)
-            + binding
-            + bytes(32)
-        )
-        chain = self.pki.pck_chain.encode() + b"\0"
+    def _papers(self, enclave: QuotingEnclave, attestation_key: bytes) -> bytes:
+        """QE report, its signature, authentication data and PCK chain."""
+        report = enclave.report(attestation_key)
         signature = raw_signature(self.pki.pck.key, report)
-        auth_data = struct.pack("<H", len(_QE_AUTH_DATA)) + _QE_AUTH_DATA
+        auth_data = struct.pack("<H", len(enclave.auth_data)) + enclave.auth_data
+        chain = self.pki.pck_chain.encode() + b"\0"
         return report + signature + auth_data + _typed(5, chain)
 
 
