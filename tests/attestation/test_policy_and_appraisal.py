@@ -206,7 +206,7 @@ def test_collateral_that_ended_is_refused_and_the_end_is_announced() -> None:
     soon = verified(collateral_ends=NOW + timedelta(days=3))
     warnings = appraise(fitting_policy(), soon, EVENTS, now=NOW).warnings
     assert any("3 day" in warning for warning in warnings)
-    later = verified(collateral_ends=NOW + timedelta(days=8))
+    later = verified(collateral_ends=NOW + timedelta(days=15))
     assert not any("ends in" in w for w in appraise(fitting_policy(), later, now=NOW).warnings)
 
 

@@ -12,21 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
+from sealserve.attestation.collateral import ending_soon
 from sealserve.attestation.policy import MaskedValue, Policy, Release
 from sealserve.attestation.verifier import VerifiedTd
 from sealserve.errors import Refused
 from sealserve.tdx.eventlog import RuntimeEvent, replay
 
-__all__ = ["COLLATERAL_WARNING", "SEALED", "Finding", "Verdict", "appraise"]
+__all__ = ["SEALED", "Finding", "Verdict", "appraise"]
 
 SEALED = "sealed"
 """Name of the runtime event after which nothing may follow."""
-
-COLLATERAL_WARNING = timedelta(days=7)
-"""A verdict warns when the collateral ends within this time."""
 
 _REGISTER_CODES = {
     "mrtd": "policy.mrtd_unknown",
@@ -126,6 +124,7 @@ def appraise(
     events: Sequence[RuntimeEvent] | None = None,
     *,
     now: datetime,
+    outlook: Sequence[str] = (),
 ) -> Verdict:
     """Hold a verified TD against a policy.
 
@@ -135,6 +134,8 @@ def appraise(
         events: its claimed runtime event log; if given, it must replay to
             RTMR3 and end with ``sealed``.
         now: the time of the decision, with a time zone.
+        outlook: further warnings to go with the verdict, from
+            :mod:`~sealserve.attestation.collateral_outlook`.
 
     Returns:
         The verdict: every rule with its outcome.
@@ -146,7 +147,7 @@ def appraise(
     return Verdict(
         findings=tuple(findings),
         release=release.label if release is not None and matched else None,
-        warnings=tuple(_warnings(td, now)),
+        warnings=(*_warnings(td, now), *outlook),
     )
 
 
@@ -339,11 +340,8 @@ def _required_events(policy: Policy, events: Sequence[RuntimeEvent]) -> Iterator
 
 
 def _warnings(td: VerifiedTd, now: datetime) -> Iterator[str]:
-    left = td.collateral_ends - now
-    if timedelta(0) <= left <= COLLATERAL_WARNING:
-        yield (
-            f"the collateral ends in {left.days} day(s), at {td.collateral_ends.isoformat()}: "
-            "fetch it again before, or this guest is locked out"
-        )
+    ending = ending_soon(td.collateral_ends, now)
+    if ending is not None:
+        yield ending
     if td.simulated:
         yield "SIMULATION: this guest is not protected by hardware"

@@ -29,6 +29,8 @@ def schema() -> dict[str, Any]:
     _describe(found, Policy)
     for name, part in found.get("$defs", {}).items():
         _describe(part, getattr(policy, name))
+    for part in (found, *found.get("$defs", {}).values()):
+        part["properties"] = {n: _without_null(p) for n, p in part["properties"].items()}
     return {"$schema": _DIALECT, **found, "title": "sealserve policy"}
 
 
@@ -42,6 +44,24 @@ def _describe(part: dict[str, Any], of: type) -> None:
         for name in names.split(", "):
             if name in part["properties"]:
                 part["properties"][name]["description"] = _prose(text)
+
+
+def _without_null(part: dict[str, Any]) -> dict[str, Any]:
+    """A field without a value is absent: a file that has it empty is refused."""
+    if "default" in part:
+        part = {**part, "default": _stated(part["default"])}
+    if "anyOf" not in part:
+        return part
+    (only,) = (each for each in part["anyOf"] if each != {"type": "null"})
+    rest = {name: value for name, value in part.items() if name not in ("anyOf", "default")}
+    return {**only, **rest}
+
+
+def _stated(value: Any) -> Any:
+    """A default without the fields that it leaves absent."""
+    if isinstance(value, dict):
+        return {name: _stated(item) for name, item in value.items() if item is not None}
+    return [_stated(item) for item in value] if isinstance(value, list) else value
 
 
 def _prose(text: str) -> str:

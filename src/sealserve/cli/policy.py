@@ -36,7 +36,16 @@ def init(
             dir_okay=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The policy file to write.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The policy file to write.")
+    ] = None,
+    add_to: Annotated[
+        Path | None,
+        typer.Option(
+            help="Add the release to this policy file instead; its other lines stay as they are.",
+            dir_okay=False,
+        ),
+    ] = None,
     label: Annotated[str, typer.Option(help="Name of this release of the guest image.")] = "first",
     event: Annotated[
         list[str] | None,
@@ -59,12 +68,24 @@ def init(
     """Write a policy that accepts the guest in a quote, and nothing else.
 
     The quote is only read, not verified: its measurements are yours to know.
+    With --add-to its release is accepted besides those that are there, so that
+    old and new guests run side by side; the other options do not apply.
 
     Example: sealserve policy init --from-quote quote.bin --label 2026.11 -o policy.yaml
     """
     from sealserve.attestation import policy_file
+    from sealserve.attestation.policy_append import append_release
+    from sealserve.errors import InputError
     from sealserve.tdx.quote import load_quote, parse_quote
 
+    if (output is None) == (add_to is None) or (
+        add_to is not None and (event or server_platform or simulation)
+    ):
+        raise InputError(
+            "policy.which_file",
+            "write a new policy with --output, or a release alone with --add-to",
+            where="--output, --add-to",
+        )
     policy = policy_file.from_report(
         parse_quote(load_quote(from_quote)).report,
         label=label,
@@ -72,12 +93,17 @@ def init(
         server_platform=server_platform,
         simulation=simulation,
     )
-    policy_file.write(policy, output)
+    if add_to is not None:
+        policy = append_release(add_to, policy.releases[0])
+    elif output is not None:
+        policy_file.write(policy, output)
+    file = add_to or output
+    labels = [release.label for release in policy.releases]
     console.emit(
-        {"policy": str(output), "label": label, "simulation": policy.simulation},
+        {"policy": str(file), "label": label, "labels": labels, "simulation": policy.simulation},
         as_json=as_json,
-        text=f"{output}: accepts release {label!r}; read it before you rely on it"
-        + (" (SIMULATION allowed)" if simulation else ""),
+        text=f"{file}: accepts {', '.join(map(repr, labels))}; read it before you rely on it"
+        + (" (SIMULATION allowed)" if policy.simulation == "allowed" else ""),
     )
 
 
@@ -102,6 +128,58 @@ def check(
     console.emit(asdict(policy), as_json=as_json, text=text)
 
 
+@app.command(name="schema")
+def print_schema() -> None:
+    """Print the JSON schema of policy files, for editors and other checkers.
+
+    Example: sealserve policy schema > policy.schema.json
+    """
+    from sealserve.attestation.policy_schema import schema
+
+    # It is JSON whether asked for or not: there is no other form of it.
+    console.emit(schema(), as_json=True, text="")
+
+
+@app.command(name="diff")
+def print_diff(
+    old: Annotated[Path, typer.Argument(help="The policy as it was.", dir_okay=False)],
+    new: Annotated[Path, typer.Argument(help="The policy as it shall be.", dir_okay=False)],
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Say what a change of policy lets in and what it keeps out, rule by rule.
+
+    Exit status 0 means that both accept the same, 1 that they differ.
+
+    Example: sealserve policy diff policy.yaml policy-next.yaml
+    """
+    from sealserve.attestation import policy_file
+    from sealserve.attestation.policy_diff import diff
+
+    changes = diff(policy_file.load(old), policy_file.load(new))
+    loosened = [change for change in changes if change.kind == "loosened"]
+    lines = [
+        f"{'!! ' if change.kind == 'loosened' else '   '}{change.kind:10} {change.rule}: "
+        f"{change.before} -> {change.after}"
+        for change in changes
+    ]
+    if not changes:
+        lines.append("the same")
+    elif loosened:
+        lines.append(f"LOOSENED in {len(loosened)} place(s): more evidence is accepted than before")
+    else:
+        lines.append("not loosened anywhere")
+    console.emit(
+        {
+            "same": not changes,
+            "loosened": bool(loosened),
+            "changes": [change.to_dict() for change in changes],
+        },
+        as_json=as_json,
+        text="\n".join(lines),
+    )
+    raise typer.Exit(1 if changes else 0)
+
+
 @app.command()
 def explain(
     quote: QuoteArgument,
@@ -110,21 +188,58 @@ def explain(
     anchor: AnchorOption = None,
     events: EventsOption = None,
     at: AtOption = None,
+    for_release: Annotated[
+        bool,
+        typer.Option(
+            "--for-release",
+            help="Judge as a broker does before it releases a key: an RTMR3 that the policy "
+            "does not name must be untouched.",
+        ),
+    ] = False,
+    early_collateral: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `collateral fetch --update early` got: warn of what it will change.",
+            dir_okay=False,
+        ),
+    ] = None,
     as_json: console.JsonFlag = False,
 ) -> None:
     """Show every rule of a policy against a quote: kept or broken, expected and actual.
 
+    Warns of what will break later: collateral that ends, a newer TCB level
+    that the platform has not reached and who updates it (BIOS or OS/VMM).
     Exit status 0 means trusted, 3 denied.
 
     Example: sealserve policy explain quote.bin --policy policy.yaml --collateral intel.json
     """
     from sealserve.attestation import policy_file
     from sealserve.attestation.appraisal import appraise
+    from sealserve.attestation.collateral import Collateral
+    from sealserve.attestation.collateral_outlook import forecast, newer_level
+    from sealserve.attestation.verifier import Anchor, Verifier
     from sealserve.cli.evidence import read_events, verify_quote
+    from sealserve.errors import InputError
+    from sealserve.tdx.quote import load_quote
 
+    if for_release and events is not None:
+        raise InputError(
+            "policy.events_before_release",
+            "before a release there is no event log: a guest measures after it",
+            where="--for-release, --events",
+        )
     rules = policy_file.load(policy)
+    if for_release:
+        rules = rules.at_release()
     td, now = verify_quote(quote, collateral, anchor, at)
-    verdict = appraise(rules, td, read_events(events), now=now)
+    log = read_events(events)
+    raw = load_quote(quote)
+    if early_collateral is None:
+        ahead = newer_level(raw, Collateral.load(collateral))
+    else:
+        early = Collateral.load(early_collateral)
+        ahead = forecast(rules, raw, early, Verifier(Anchor.load(anchor)), now, log)
+    verdict = appraise(rules, td, log, now=now, outlook=[ahead] if ahead else [])
     lines = []
     for finding in verdict.findings:
         outcome = "kept  " if finding.passed else "BROKEN"
@@ -164,20 +279,10 @@ def client(
     --record models.record.json --owner-pub owner.pub -o client.yaml
     """
     from sealserve.attestation import policy_file
-    from sealserve.broker.identity import BrokerIdentity
-    from sealserve.files import read_limited
-    from sealserve.guest.measure import client_policy, guest_events
+    from sealserve.guest.measure import client_policy, events_ahead
     from sealserve.tdx.eventlog import replay
-    from sealserve.volume.owner import load_owner_public
-    from sealserve.volume.record import open_record
-    from sealserve.wire.limits import MAX_RECORD_BYTES
 
-    signed = read_limited(record, MAX_RECORD_BYTES)
-    events = guest_events(
-        BrokerIdentity.load(broker_identity).spki_sha256,
-        signed,
-        open_record(signed, load_owner_public(owner_pub)),
-    )
+    events = events_ahead(broker_identity, record, owner_pub)
     policy_file.write(client_policy(policy_file.load(release_policy), events), output)
     rtmr3 = replay(events).hex()
     console.emit(

@@ -8,14 +8,19 @@ again in the same TD; after ``sealed`` nothing may follow in this boot.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from sealserve.attestation.policy import Policy, RequiredEvent
+from sealserve.broker.identity import BrokerIdentity
 from sealserve.errors import Refused
+from sealserve.files import read_limited
 from sealserve.tdx.eventlog import RuntimeEvent
 from sealserve.tdx.guest import TdxGuest
-from sealserve.volume.record import VolumeRecord, record_digest
+from sealserve.volume.owner import load_owner_public
+from sealserve.volume.record import VolumeRecord, open_record, record_digest
+from sealserve.wire.limits import MAX_RECORD_BYTES
 
-__all__ = ["client_policy", "guest_events", "measure", "require_unmeasured"]
+__all__ = ["client_policy", "events_ahead", "guest_events", "measure", "require_unmeasured"]
 
 _RTMR3 = 3
 
@@ -33,6 +38,24 @@ def guest_events(
         *models,
         RuntimeEvent("sealed", b""),
     )
+
+
+def events_ahead(
+    broker_identity: Path, record: Path, owner_public: Path
+) -> tuple[RuntimeEvent, ...]:
+    """The events that a guest will have, told before there is one: no TDX is needed.
+
+    Args:
+        broker_identity: the broker's public document.
+        record: the volume's signed record.
+        owner_public: the key of who signed it.
+
+    Raises:
+        InputError, Refused, Unavailable: as the three files' readers.
+    """
+    signed = read_limited(record, MAX_RECORD_BYTES)
+    opened = open_record(signed, load_owner_public(owner_public))
+    return guest_events(BrokerIdentity.load(broker_identity).spki_sha256, signed, opened)
 
 
 def client_policy(release_policy: Policy, events: tuple[RuntimeEvent, ...]) -> Policy:

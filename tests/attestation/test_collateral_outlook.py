@@ -1,0 +1,126 @@
+"""Warnings before a lock-out: on Intel's real documents and on simulated ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from sealserve.attestation.appraisal import appraise
+from sealserve.attestation.collateral import Collateral
+from sealserve.attestation.collateral_outlook import forecast, newer_level, shortfalls
+from sealserve.simulator.platform import CollateralOptions
+from tests.simulated import (
+    EVENTS,
+    ISSUED,
+    NOW,
+    fitting_policy,
+    platform,
+    report,
+    verified,
+    verifier,
+)
+from tests.vectors import read_vector
+
+
+def real(name: str) -> Collateral:
+    return Collateral.from_json(read_vector(f"dcap-qvl/{name}_collateral.json"))
+
+
+@functools.cache
+def quote() -> bytes:
+    return platform().quote(report())
+
+
+def with_level(**options: Any) -> Collateral:
+    return Collateral.from_json(platform().collateral(ISSUED, CollateralOptions(**options)))
+
+
+def newer_tcb_info(**components: int) -> dict[str, Any]:
+    """The simulated platform's own level, and one of today above it."""
+    document = json.loads(with_level().parts["tcb_info"])
+    (level,) = document["tcbLevels"]
+    above = json.loads(json.dumps(level))
+    above["tcbDate"] = NOW.strftime("%Y-%m-%dT%H:%M:%SZ")
+    above["tcb"]["pcesvn"] += components.get("pce", 0)
+    above["tcb"]["sgxtcbcomponents"][0] |= {"type": "Early Microcode Update", "category": "BIOS"}
+    above["tcb"]["sgxtcbcomponents"][0]["svn"] += components.get("bios", 0)
+    above["tcb"]["tdxtcbcomponents"][2]["svn"] += components.get("tdx", 0)
+    level["tcbStatus"] = "OutOfDate"
+    return {"tcbLevels": [above, level]}
+
+
+def test_intels_verdict_on_a_real_platform_is_explained() -> None:
+    """The quote that no level of 2026-02 matches: its SEAM loader has version 3 of 5."""
+    warning = newer_level(read_vector("dcap-qvl/tdx_quote_outdated"), real("tdx_quote_outdated"))
+    assert warning is not None
+    assert "SEAMLDR ACM (OS/VMM) has 3, needs 5" in warning
+    assert "2024-11-13" in warning
+
+
+@pytest.mark.parametrize("name", ["tdx_quote", "tdx_quote_td15ex"])
+def test_a_real_platform_that_is_up_to_date_has_no_warning(name: str) -> None:
+    assert newer_level(read_vector(f"dcap-qvl/{name}"), real(name)) is None
+
+
+def test_a_year_later_the_same_platform_is_behind() -> None:
+    date, behind = shortfalls(read_vector("dcap-qvl/tdx_quote"), real("tdx_quote_td15ex"))
+    assert date == datetime(2025, 8, 13, tzinfo=UTC)
+    assert {str(each) for each in behind} == {
+        "Early Microcode Update (BIOS) has 3, needs 4",
+        "SGX Late Microcode Update (OS/VMM) has 3, needs 4",
+        "TDX Late Microcode Update (OS/VMM) has 3, needs 4",
+        "TDX module TDX_01 has 6, needs 11",
+    }
+
+
+@pytest.mark.parametrize(
+    ("components", "told"),
+    [
+        ({}, None),
+        ({"pce": 1}, "PCE has 11, needs 12"),
+        ({"bios": 2}, "Early Microcode Update (BIOS) has 3, needs 5"),
+        ({"tdx": 9}, "has 3, needs 11"),
+    ],
+)
+def test_each_component_is_compared(components: dict[str, int], told: str | None) -> None:
+    warning = newer_level(quote(), with_level(tcb_info=newer_tcb_info(**components)))
+    assert (warning is None) == (told is None)
+    assert told is None or told in (warning or "")
+
+
+def test_shapes_that_no_verifier_accepts_give_no_warning() -> None:
+    for odd in ({"tcbLevels": []}, {"tcbLevels": [{}]}, {"tcbLevels": 5}):
+        try:
+            collateral = with_level(tcb_info=odd)
+        except Exception:  # noqa: S112 (the reader refuses it: so much the better)
+            continue
+        assert newer_level(quote(), collateral) is None
+
+
+def test_a_coming_lock_out_is_foretold() -> None:
+    policy = fitting_policy()
+    assert appraise(policy, verified(), EVENTS, now=NOW).trusted
+    assert forecast(policy, quote(), with_level(), verifier(), NOW, EVENTS) is None
+    early = with_level(evaluation_number=18, tcb_info=newer_tcb_info(bios=1))
+    warning = forecast(policy, quote(), early, verifier(), NOW, EVENTS) or ""
+    assert "LOCK-OUT AHEAD" in warning
+    assert "evaluation 18" in warning
+    assert "policy.tcb_status" in warning
+    assert "BIOS" in warning
+
+
+def test_a_coming_refusal_is_foretold() -> None:
+    early = with_level(revoked=frozenset({"pck"}))
+    warning = forecast(fitting_policy(), quote(), early, verifier(), NOW, EVENTS) or ""
+    assert "LOCK-OUT AHEAD" in warning
+    assert "chain.revoked" in warning
+
+
+def test_warnings_go_with_the_verdict_and_deny_nothing() -> None:
+    verdict = appraise(fitting_policy(), verified(), EVENTS, now=NOW, outlook=["clouds ahead"])
+    assert verdict.trusted
+    assert "clouds ahead" in verdict.warnings
