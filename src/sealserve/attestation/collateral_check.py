@@ -4,6 +4,7 @@ Rules this module keeps:
 
 * It guards the store: junk must not replace what is good, and a forged
   evaluation number must not lock out the true ones that follow.
+* Signed documents must also be such as the verifiers can read.
 * It replaces nothing: the verifier checks every signature again, each time,
   with a quote at hand.
 
@@ -13,26 +14,23 @@ PCS API version 4 (documents, signed as raw ``r || s`` over their exact bytes).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives import hashes
 
+from sealserve.attestation.anchor import Anchor
 from sealserve.attestation.collateral import Collateral
-from sealserve.attestation.verifier import Anchor
+from sealserve.attestation.reference.documents import read_qe_identity, read_tcb_info
+from sealserve.attestation.reference.signatures import is_p256, is_signed
 from sealserve.errors import InputError, Refused
 
 __all__ = ["check_signatures"]
 
-_INTEL_ROOT_SHA256: Final = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
-"""SHA-256 of Intel's SGX Root CA certificate in DER, as Intel publishes it."""
-
-_WHENCE = "ask another source for it; the one that gave it is damaged or dishonest"
+_WHENCE: Final = "ask another source for it; the one that gave it is damaged or dishonest"
 
 
 def check_signatures(collateral: Collateral, anchor: Anchor) -> None:
@@ -60,6 +58,8 @@ def check_signatures(collateral: Collateral, anchor: Anchor) -> None:
         signer, _ = _chain(parts[place], place, anchor)
         _check_not_revoked(signer, root_crl, place)
         _check_document(parts[name], parts[f"{name}_signature"], signer, name)
+    read_tcb_info(parts["tcb_info"])
+    read_qe_identity(parts["qe_identity"])
 
 
 def _check_kind(parts: Mapping[str, str]) -> None:
@@ -83,16 +83,11 @@ def _chain(pem: str, where: str, anchor: Anchor) -> tuple[x509.Certificate, x509
             where=where,
         )
     issuer, root = certificates
-    found = hashlib.sha256(root.public_bytes(serialization.Encoding.DER)).hexdigest()
-    wanted = (
-        _INTEL_ROOT_SHA256
-        if anchor.root_der is None
-        else hashlib.sha256(anchor.root_der).hexdigest()
-    )
-    if found != wanted:
+    if root != anchor.certificate:
         raise Refused(
             "chain.wrong_root",
-            f"the chain ends in a root with SHA-256 {found}, which is not the anchor's",
+            f"the chain ends in {root.subject.rfc4514_string()!r}, SHA-256 "
+            f"{root.fingerprint(hashes.SHA256()).hex()[:16]}..., which is not the anchor's",
             where=where,
             hint="collateral of a SIMULATED platform needs its anchor; Intel's needs none",
         )
@@ -107,11 +102,7 @@ def _chain(pem: str, where: str, anchor: Anchor) -> tuple[x509.Certificate, x509
 
 def _check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, where: str) -> None:
     key = issuer.public_key()
-    if (
-        crl.issuer != issuer.subject
-        or not isinstance(key, ec.EllipticCurvePublicKey)
-        or not crl.is_signature_valid(key)
-    ):
+    if crl.issuer != issuer.subject or not is_p256(key) or not crl.is_signature_valid(key):
         raise Refused(
             "crl.signature", "the CRL is not signed by its issuer", where=where, hint=_WHENCE
         )
@@ -127,17 +118,14 @@ def _check_not_revoked(
 
 
 def _check_document(text: str, signature: str, signer: x509.Certificate, where: str) -> None:
-    key = signer.public_key()
     try:
         raw = bytes.fromhex(signature)
-        if len(raw) != 64 or not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError("not an ECDSA P-256 signature")
-        r, s = int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big")
-        key.verify(utils.encode_dss_signature(r, s), text.encode(), ec.ECDSA(hashes.SHA256()))
-    except (ValueError, InvalidSignature):
+    except ValueError:
+        raw = b""
+    if not is_signed(signer.public_key(), raw, text.encode()):
         raise Refused(
             "collateral.signature",
             "the signature does not fit the document",
             where=where,
             hint=_WHENCE,
-        ) from None
+        )

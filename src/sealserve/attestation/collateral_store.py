@@ -25,9 +25,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from sealserve.attestation.anchor import Anchor
 from sealserve.attestation.collateral import Collateral, require_current
 from sealserve.attestation.collateral_check import check_signatures
-from sealserve.attestation.verifier import Anchor
 from sealserve.errors import InputError, Refused, SealserveError, Unavailable
 from sealserve.files import write_atomically
 
