@@ -8,7 +8,9 @@ lock() {
 }
 lock pyproject.toml -o requirements/client.txt
 lock pyproject.toml --extra serve --extra volume -o requirements/server.txt
-lock pyproject.toml --all-extras -o requirements/demo.txt
-lock pyproject.toml --all-extras --group dev -o requirements/dev.txt
+lock pyproject.toml --extra demo -o requirements/demo.txt
+lock pyproject.toml --extra demo --group dev -o requirements/dev.txt
+lock pyproject.toml --extra serve --extra tensorflow -o requirements/tensorflow.txt
+lock pyproject.toml --extra serve --extra quantize -o requirements/quantize.txt
 lock requirements/build.in -o requirements/build.txt
 lock requirements/oracle.in --override requirements/oracle-overrides.txt -o requirements/oracle.txt

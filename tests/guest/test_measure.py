@@ -47,8 +47,8 @@ def test_the_events_name_broker_volume_models_and_an_end() -> None:
     assert [(event.name, event.payload) for event in events] == [
         ("broker", SPKI),
         ("volume", record_digest(SIGNED)),
-        ("model", b"lite0\x003\x00" + b"ab" * 32),
-        ("model", b"resnet\x001\x00" + b"cd" * 32),
+        ("model", b"lite0\x003\x00" + b"\xab" * 32),
+        ("model", b"resnet\x001\x00" + b"\xcd" * 32),
         ("sealed", b""),
     ]
 

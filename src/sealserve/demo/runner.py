@@ -43,6 +43,13 @@ _SCRIPT_HEAD = (
 _NEVER = 1000
 
 
+Excerpt = Callable[[list[str]], list[str]]
+
+
+def _nothing(_lines: list[str]) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one command did.
@@ -53,6 +60,7 @@ class Outcome:
         seconds: wall time; for a service, until it was ready.
         status: exit status; 0 for a service that became ready.
         stdout, stderr: what it printed.
+        shown: the part of that which tells a reader what happened.
     """
 
     title: str
@@ -61,6 +69,7 @@ class Outcome:
     status: int
     stdout: str
     stderr: str
+    shown: tuple[str, ...] = ()
 
     def result(self) -> dict[str, Any]:
         """The JSON object that the command printed with ``--json``."""
@@ -138,7 +147,13 @@ class Runner:
     _running: ExitStack = field(default_factory=ExitStack)
 
     def run(
-        self, title: str, *command: str, expect: int = 0, stdout_to: str | None = None
+        self,
+        title: str,
+        *command: str,
+        expect: int = 0,
+        stdout_to: str | None = None,
+        show: Excerpt = _nothing,
+        show_errors: Excerpt = _nothing,
     ) -> Outcome:
         """Run one command to its end.
 
@@ -147,6 +162,8 @@ class Runner:
             command: the arguments after ``sealserve``; relative paths.
             expect: the exit status that this step is meant to show.
             stdout_to: a file that gets what the command prints.
+            show, show_errors: pick from the lines on stdout and stderr what a
+                reader should see.
 
         Raises:
             Unavailable: ``demo.step_failed``.
@@ -180,6 +197,7 @@ class Runner:
                 done.returncode,
                 done.stdout,
                 done.stderr,
+                (*show(done.stdout.splitlines()), *show_errors(done.stderr.splitlines())),
             ),
             expect,
         )

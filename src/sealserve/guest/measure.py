@@ -30,7 +30,8 @@ def guest_events(
 ) -> tuple[RuntimeEvent, ...]:
     """The events of a guest that opened ``record``'s volume with that broker's key."""
     models = (
-        RuntimeEvent("model", f"{m.name}\0{m.version}\0{m.digest}".encode()) for m in record.models
+        RuntimeEvent("model", f"{m.name}\0{m.version}\0".encode() + bytes.fromhex(m.digest))
+        for m in record.models
     )
     return (
         RuntimeEvent("broker", broker_spki_sha256),
