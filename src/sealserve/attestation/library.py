@@ -100,7 +100,13 @@ def _check_roles(collateral: Collateral) -> None:
     """The library takes any certificate below the root as a signer of documents."""
     for place in _ISSUER_CHAINS:
         signer = load_chain(collateral.parts[place].encode(), place)[0]
-        if any(extension.oid == _SGX_EXTENSION for extension in signer.extensions):
+        try:
+            oids = {extension.oid for extension in signer.extensions}
+        except (ValueError, x509.DuplicateExtension):
+            raise InputError(
+                "chain.malformed", "the signer's certificate cannot be read", where=place
+            ) from None
+        if _SGX_EXTENSION in oids:
             raise Refused(
                 "chain.wrong_role",
                 "a platform's own PCK certificate signed this, not Intel's TCB signing key",

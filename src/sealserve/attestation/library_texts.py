@@ -28,6 +28,8 @@ _KNOWN_TEXTS: Final[tuple[tuple[str, str], ...]] = (
     ("root CA CRL", "chain.wrong_root"),
     ("InvalidCrlSignature", "crl.signature"),
     ("CRL", "crl.malformed"),
+    ("chain is too short", "chain.not_verified"),
+    ("leaf certificate", "chain.not_verified"),
     ("Unknown QE vendor", "quote.qe_vendor"),
     ("ISV enclave report signature", "quote.signature"),
     ("Failed to decode quote", "quote.malformed"),

@@ -20,7 +20,7 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from sealserve.attestation.reference.signatures import is_p256
@@ -30,6 +30,14 @@ __all__ = ["Pki"]
 
 _CERTIFICATE_EXTENSIONS: Final = {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE}
 _CRL_EXTENSIONS: Final = {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
+# What the parser raises on a certificate's parts, which it reads when they are asked for.
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+)
 _HINT: Final = "check that collateral and anchor belong together"
 
 
@@ -53,13 +61,11 @@ class Pki:
     ) -> None:
         self._anchor = anchor
         self._now = now
-        root = _load_crl(root_crl, "root CA CRL")
+        root, pck = _load_crl(root_crl, "root CA CRL"), _load_crl(pck_crl, "PCK CRL")
         if root.issuer != anchor.subject or not _signed_crl(root, anchor):
             raise Refused("chain.wrong_root", "the anchor did not sign the root CA CRL", hint=_HINT)
         # Serial numbers are unique per issuer, so a CRL is found by its issuer.
-        self._crls = {
-            crl.issuer.public_bytes(): crl for crl in (_load_crl(pck_crl, "PCK CRL"), root)
-        }
+        self._crls = {crl.issuer.public_bytes(): crl for crl in (pck, root)}
         for crl in self._crls.values():
             self._check_current(crl)
         self._check_revocation(anchor, anchor)
@@ -77,6 +83,12 @@ class Pki:
         Raises:
             Refused: ``chain.*``, ``crl.missing`` or ``crl.signature``.
         """
+        try:
+            return self._verify(chain, what)
+        except _UNREADABLE:
+            raise _untrusted(what, "has a certificate that cannot be read") from None
+
+    def _verify(self, chain: Sequence[x509.Certificate], what: str) -> list[x509.Certificate]:
         path = [chain[0]]
         while not _issued(path[-1], self._anchor):
             candidates = (each for each in chain[1:] if each not in path)
@@ -86,7 +98,7 @@ class Pki:
             path.append(issuer)
         for above, certificate in enumerate(path):
             self._check_certificate(certificate, above, what)
-            issuer = path[above + 1] if above + 1 < len(path) else self._anchor
+        for certificate, issuer in zip(path, [*path[1:], self._anchor], strict=True):
             self._check_revocation(certificate, issuer)
         return path
 
@@ -101,10 +113,7 @@ class Pki:
             raise _untrusted(what, f"has {name}, which is not of X.509 version 3")
         if not is_p256(certificate.public_key()):
             raise _untrusted(what, f"has {name}, whose key is not on P-256")
-        try:
-            extensions = {each.oid: each for each in certificate.extensions}
-        except ValueError:
-            raise _untrusted(what, f"has {name}, whose extensions cannot be read") from None
+        extensions = {each.oid: each for each in certificate.extensions}
         for oid, extension in extensions.items():
             if extension.critical and oid not in _CERTIFICATE_EXTENSIONS:
                 raise _untrusted(what, f"has {name} with unknown critical extension")
@@ -128,6 +137,9 @@ class Pki:
             raise Refused("crl.missing", f"there is no CRL that could name {name}", hint=_HINT)
         if not _signed_crl(crl, issuer):
             raise Refused("crl.signature", f"the CRL about {name} is not signed by its issuer")
+        if any(each.oid not in _CRL_EXTENSIONS for each in crl.extensions):
+            # A scope or a base CRL would be such an extension: what it leaves out is not said.
+            raise InputError("crl.malformed", f"the CRL about {name} has an unknown extension")
         if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
             raise Refused("chain.revoked", f"{name} is revoked")
 
@@ -178,12 +190,10 @@ def _signed_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -
 def _load_crl(raw: bytes, what: str) -> x509.CertificateRevocationList:
     try:
         crl = x509.load_der_x509_crl(raw)
-        unknown = [each.oid for each in crl.extensions if each.oid not in _CRL_EXTENSIONS]
-    except (ValueError, x509.InvalidVersion):
+        # What is read later is read once here: after this it can be.
+        crl.issuer.rfc4514_string(), crl.last_update_utc, crl.next_update_utc, crl.extensions
+    except _UNREADABLE:
         raise InputError("crl.malformed", f"the {what} is not a CRL in DER") from None
-    if unknown:
-        # A scope or a base CRL would be such an extension: what is left out of it is not said.
-        raise InputError("crl.malformed", f"the {what} has an extension that Intel's have not")
     return crl
 
 
