@@ -16,6 +16,7 @@ import pytest
 import skimage
 
 from sealserve.broker.directory import open_broker
+from sealserve.client import Anchor
 from sealserve.client.images import load_image
 from tests.conftest import ROOT
 from tests.e2e.conftest import Flow
@@ -109,6 +110,25 @@ def test_the_benchmark_prints_the_original_systems_lines(flow: Flow) -> None:
         r"average latency\(ms\) \d+\.\d, tps: \d+\.\d",
         summary,
     )
+
+
+def test_the_readmes_python_works_as_it_stands(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what the reader fills in is filled in: files, address, image, and the test root."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = code.replace("models.example.com:8500", f"127.0.0.1:{flow.ports.grpc}")
+    code = code.replace("client-policy.yaml", "client/policy.yaml")
+    code = code.replace('"collateral.json"', '"platform/collateral.json"')
+    code = code.replace("sc.INTEL", "anchor")
+    monkeypatch.chdir(flow.directory)
+    names = {
+        "anchor": Anchor.simulation(Path("platform/anchor.der").read_bytes()),
+        "image": load_image(COFFEE)[np.newaxis],
+    }
+    exec(code, names)  # noqa: S102 - our own README
+    assert int(np.argmax(names["outputs"]["probabilities"])) == 967  # type: ignore[call-overload]
+    assert "bound in the quote" in capsys.readouterr().out
 
 
 def test_a_client_that_trusts_another_volume_refuses(flow: Flow) -> None:
