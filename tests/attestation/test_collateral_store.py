@@ -20,7 +20,7 @@ from sealserve.attestation.collateral_store import (
     platform_model,
     require_not_older,
 )
-from sealserve.attestation.verifier import INTEL, Anchor
+from sealserve.attestation.verifier import INTEL, Anchor, Verifier
 from sealserve.errors import InputError, Refused, SealserveError, Unavailable
 from sealserve.simulator.platform import CollateralOptions, SimulatedPlatform
 from tests.simulated import ISSUED, NOW, platform
@@ -64,7 +64,7 @@ def test_intels_own_collateral_is_kept(tmp_path: Path, name: str, when: datetime
     store = CollateralStore(tmp_path, INTEL)
     real = Collateral.from_json(read_vector(name))
     (path,) = store.put(real, now=when)
-    assert Collateral.load(path) == real
+    assert Collateral.load(path) == real.for_any_machine()
     assert dict(Collateral.load(path).parts)["tcb_info"] == real.parts["tcb_info"]
 
 
@@ -79,7 +79,24 @@ def test_intels_collateral_does_not_go_back(tmp_path: Path) -> None:
     store.put(new, now=REAL["dcap-qvl/tdx_quote_td15ex_collateral.json"])
     when = REAL["dcap-qvl/tdx_quote_collateral.json"]
     assert code_of(lambda: store.put(old, now=when)) == "collateral.rollback"
-    assert store.get(new.fmspc) == new
+    assert store.get(new.fmspc) == new.for_any_machine()
+
+
+def test_one_machines_certificate_is_not_kept_for_all(tmp_path: Path) -> None:
+    """With it, quotes of every other machine of the model would be refused."""
+    store = CollateralStore(tmp_path, INTEL)
+    name = "dcap-qvl/tdx_quote_td15ex"
+    store.put(
+        Collateral.from_json(read_vector(f"{name}_collateral.json")),
+        now=REAL[f"{name}_collateral.json"],
+    )
+    kept = store.get("b0c06f000000")
+    assert "pck_certificate_chain" not in kept.parts
+    Verifier(INTEL).verify(read_vector(name), kept, REAL[f"{name}_collateral.json"])
+    other = Verifier(INTEL).verify(
+        read_vector("dcap-qvl/tdx_quote"), kept, REAL[f"{name}_collateral.json"]
+    )
+    assert other.tcb_status == "OutOfDate"
 
 
 def test_statements_about_sgx_are_not_kept(tmp_path: Path) -> None:

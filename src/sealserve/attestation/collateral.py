@@ -111,6 +111,13 @@ class Collateral:
         """The part that expires first."""
         return min(self.deadlines, key=lambda deadline: deadline.ends)
 
+    def for_any_machine(self) -> Collateral:
+        """The same without a PCK certificate chain, which is of one machine and no model."""
+        if not set(self.parts) & set(_OPTIONAL):
+            return self
+        parts = {name: value for name, value in self.parts.items() if name not in _OPTIONAL}
+        return Collateral.from_json(json.dumps(parts).encode())
+
     def to_json(self) -> bytes:
         """The JSON object that :meth:`from_json` reads."""
         return json.dumps(dict(self.parts), indent=1).encode() + b"\n"

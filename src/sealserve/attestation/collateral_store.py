@@ -6,6 +6,8 @@ Rules this module keeps:
   no longer valid, or older than what is here: a lower evaluation number or an
   earlier issue of any part is refused, because whoever can replay old
   collateral can hide a revocation or a known hole.
+* A PCK certificate chain that comes along is left out: it is of one machine,
+  and what is kept serves all of a model.
 * A file is replaced whole, by rename, under a lock that all processes take.
   Each file is plain collateral, so that whoever takes a collateral file can be
   pointed at one.
@@ -128,7 +130,8 @@ class CollateralStore:
                     where=str(self._directory),
                 )
             for each in collateral:
-                write_atomically(self.path(each.fmspc, each.ca), each.to_json())
+                path = self.path(each.fmspc, each.ca)
+                write_atomically(path, each.for_any_machine().to_json())
         return tuple(self.path(each.fmspc, each.ca) for each in collateral)
 
     @contextlib.contextmanager
