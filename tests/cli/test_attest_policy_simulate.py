@@ -155,7 +155,7 @@ def test_check_names_what_a_policy_accepts(site: Site, tmp_path: Path) -> None:
         (["attest", "show", __file__], 3, "quote.unsupported_version"),
         (["attest", "quote", "--report-data", "xyz"], 2, "attest.hex_malformed"),
         (["attest", "quote", "--report-data", "00"], 2, "tdx.report_data_length"),
-        (["attest", "quote", "--sysfs", "/proc", "--report-data", "00" * 64], 4, "tdx.no_configfs"),
+        (["attest", "quote", "--sysfs", "/proc", "--report-data", "00" * 64], 4, "tdx.no_evidence"),
         (["simulate", "td", "--platform", "/proc", "--mount", "/proc"], 4, "file.unreadable"),
         (
             ["simulate", "impostor", "--victim", "localhost:1", "--listen", "localhost:0"],

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from sealserve.errors import InputError
 from sealserve.tdx import ccel
-from sealserve.tdx.ccel import BootEvent, compare, load_log, parse_log, parse_table
+from sealserve.tdx.ccel import BootEvent, load_log, parse_log, parse_table
 from sealserve.tdx.quote import load_quote, parse_quote
+from sealserve.tdx.replay import compare, named
 from tests.tdx.boot_logs import SHA384, Entry, acpi_table, dstack_events, encode, spec_id
 from tests.tdx.vectors import read_vector, vector_path
 
@@ -56,7 +57,7 @@ def cos_events() -> tuple[BootEvent, ...]:
 def explains(events: tuple[BootEvent, ...]) -> bool:
     """Whether these events give all four registers of the COS quote."""
     report = parse_quote(load_quote(vector_path(COS_QUOTE))).report
-    return all(match.matches for match in compare(ccel.replay(events), report))
+    return all(match.matches for match in compare(named(ccel.replay(events)), report))
 
 
 @pytest.mark.parametrize("name", REPLAYED)
@@ -88,7 +89,7 @@ def test_the_cos_log_explains_all_four_registers_of_its_quote() -> None:
 @pytest.mark.parametrize("name", DSTACK)
 def test_the_dstack_logs_explain_all_four_registers_of_their_quotes(name: str) -> None:
     raw, events = dstack_events(read_vector(name))
-    matches = compare(ccel.replay(events), parse_quote(raw).report)
+    matches = compare(named(ccel.replay(events)), parse_quote(raw).report)
     assert [match.name for match in matches if match.matches] == [
         "rtmr0",
         "rtmr1",
@@ -104,7 +105,7 @@ def test_a_changed_runtime_event_no_longer_explains_rtmr3(name: str) -> None:
     log = json.loads(document["event_log"])
     log[-1]["event_payload"] = "00" + log[-1]["event_payload"][2:]
     raw, events = dstack_events(json.dumps({**document, "event_log": json.dumps(log)}).encode())
-    matches = compare(ccel.replay(events), parse_quote(raw).report)
+    matches = compare(named(ccel.replay(events)), parse_quote(raw).report)
     assert [match.name for match in matches if not match.matches] == ["rtmr3"]
 
 

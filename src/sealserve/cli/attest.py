@@ -1,4 +1,4 @@
-"""``sealserve attest``: make, read and verify quotes."""
+"""``sealserve attest``: make, read and verify quotes, replay event logs."""
 
 from __future__ import annotations
 
@@ -94,25 +94,105 @@ def make_quote(
     report_data: Annotated[
         str, typer.Option(metavar="HEX", help="What the quote shall speak for: 64 bytes in hex.")
     ],
+    provider: Annotated[
+        str,
+        typer.Option(
+            help="The way to evidence: 'configfs', 'qgs' or 'azure'; 'auto' takes the first of "
+            "them that is here."
+        ),
+    ] = "auto",
     sysfs: SysfsOption = SYSFS,
     simulation: SimulationOption = False,
     as_json: console.JsonFlag = False,
 ) -> None:
     """Make a quote of this TD and print it in hexadecimal.
 
+    An Azure guest's evidence is a quote and the report it speaks for: one line
+    of JSON. Which way was taken, and why, goes to stderr.
+
     Example: sealserve attest quote --report-data $(openssl rand -hex 64) > quote.hex
     """
     from sealserve.errors import InputError
-    from sealserve.tdx.guest import TdxGuest
+    from sealserve.tdx.detect import choice_of, find
+    from sealserve.tdx.evidence import AzureEvidence, check_report_data
 
     try:
         data = bytes.fromhex(report_data)
     except ValueError:
         raise InputError("attest.hex_malformed", "not hexadecimal", where="--report-data") from None
-    guest = TdxGuest(sysfs, allow_simulation=simulation)
-    raw = guest.quote(data)
-    if guest.simulated:
+    check_report_data(data)
+    found = find(choice_of(provider), sysfs, allow_simulation=simulation)
+    if not as_json:
+        console.ERR.print(f"provider {found.provider.name}: {found.reason}", markup=False)
+    evidence = found.provider.collect(data)
+    if found.provider.simulated:
         console.ERR.print("SIMULATION: this quote is not made by hardware", markup=False)
-    console.emit(
-        {"quote": raw.hex(), "simulation": guest.simulated}, as_json=as_json, text=raw.hex()
+    result = {
+        "provider": found.provider.name,
+        "reason": found.reason,
+        "simulation": found.provider.simulated,
+        "quote": evidence.quote.hex(),
+    }
+    if isinstance(evidence, AzureEvidence):
+        result["hcl_report"] = evidence.hcl_report.hex()
+        console.emit(result, as_json=as_json, text=evidence.encode().decode("ascii"))
+    else:
+        console.emit(result, as_json=as_json, text=evidence.quote.hex())
+
+
+@app.command()
+def replay(
+    log: Annotated[
+        Path,
+        typer.Argument(
+            help="A boot event log (CCEL), or a guest's runtime event log (JSON).", dir_okay=False
+        ),
+    ],
+    quote: Annotated[
+        Path | None,
+        typer.Option(help="Say which registers of this quote the log explains.", dir_okay=False),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="The ACPI table CCEL of the boot event log.", dir_okay=False),
+    ] = None,
+    events: EventsOption = None,
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Print the registers that an event log comes to. The quote is not verified.
+
+    With --quote, exit status 0 means that every register is explained, 3 that
+    one is not. Only digests count: the texts in a log are mere labels.
+
+    Example: sealserve attest replay /sys/firmware/acpi/tables/data/CCEL --quote quote.hex
+    """
+    from sealserve.files import read_limited
+    from sealserve.tdx.quote import load_quote, parse_quote
+    from sealserve.tdx.replay import MAX_FILE_BYTES, compare, replay_logs
+
+    replayed = replay_logs(
+        read_limited(log, MAX_FILE_BYTES),
+        table=read_limited(table, MAX_FILE_BYTES) if table else None,
+        runtime=read_limited(events, MAX_FILE_BYTES) if events else None,
     )
+    if quote is None:
+        lines = [f"{name} {value.hex()}" for name, value in replayed.registers.items()]
+        console.emit(replayed.to_dict(), as_json=as_json, text="\n".join(lines))
+        return
+    matches = compare(replayed.registers, parse_quote(load_quote(quote)).report)
+    lines = ["NOT VERIFIED: this is only what the quote says"]
+    for match in matches:
+        word = "matches" if match.matches else f"DIFFERS: the quote says {match.quoted.hex()}"
+        lines.append(f"{match.name} {match.replayed.hex()} {word}")
+    explained = all(match.matches for match in matches)
+    console.emit(
+        {
+            **replayed.to_dict(),
+            "matches": [match.to_dict() for match in matches],
+            "explained": explained,
+            "verified": False,
+        },
+        as_json=as_json,
+        text="\n".join(lines),
+    )
+    raise typer.Exit(0 if explained else 3)

@@ -28,28 +28,18 @@ from typing import Any
 from sealserve.errors import InputError
 from sealserve.files import read_limited
 from sealserve.tdx.eventlog import extend
-from sealserve.tdx.quote import TdReport
 
 __all__ = [
-    "ACPI_LOG",
-    "ACPI_TABLE",
     "MAX_AREA_BYTES",
     "MAX_BOOT_EVENTS",
     "MAX_EVENT_BYTES",
     "BootEvent",
     "BootTable",
-    "RegisterMatch",
-    "compare",
     "load_log",
     "parse_log",
     "parse_table",
     "replay",
 ]
-
-ACPI_TABLE = Path("firmware/acpi/tables/CCEL")
-"""Where a guest's sysfs shows the table; the log's address and size."""
-ACPI_LOG = Path("firmware/acpi/tables/data/CCEL")
-"""Where a guest's sysfs shows the log itself."""
 
 MAX_AREA_BYTES = 4 * 1024 * 1024
 MAX_BOOT_EVENTS = 4096
@@ -125,29 +115,6 @@ class BootEvent:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class RegisterMatch:
-    """One register: what the log gives and what the quote states (48 bytes each)."""
-
-    name: str
-    replayed: bytes
-    quoted: bytes
-
-    @property
-    def matches(self) -> bool:
-        """Whether the log explains the register."""
-        return self.replayed == self.quoted
-
-    def to_dict(self) -> dict[str, Any]:
-        """The match as a JSON object."""
-        return {
-            "register": self.name,
-            "replayed": self.replayed.hex(),
-            "quoted": self.quoted.hex(),
-            "matches": self.matches,
-        }
-
-
 def parse_table(raw: bytes) -> BootTable:
     """Read the ACPI table CCEL (56 bytes).
 
@@ -216,15 +183,6 @@ def replay(events: Iterable[BootEvent]) -> tuple[bytes, bytes, bytes, bytes]:
         if event.register is not None:
             registers[event.register] = extend(registers[event.register], event.digest)
     return registers[0], registers[1], registers[2], registers[3]
-
-
-def compare(registers: Iterable[bytes], report: TdReport) -> tuple[RegisterMatch, ...]:
-    """Hold replayed RTMR0 to RTMR3 against what a quote states."""
-    quoted = (report.rtmr0, report.rtmr1, report.rtmr2, report.rtmr3)
-    return tuple(
-        RegisterMatch(f"rtmr{index}", ours, theirs)
-        for index, (ours, theirs) in enumerate(zip(registers, quoted, strict=True))
-    )
 
 
 class _Reader:

@@ -82,9 +82,9 @@ def extend(register: bytes, digest: bytes) -> bytes:
     return hashlib.sha384(register + digest).digest()
 
 
-def replay(events: Iterable[RuntimeEvent]) -> bytes:
-    """The value (48 bytes) of RTMR3 after these events, from zero at boot."""
-    register = _RTMR_AT_BOOT
+def replay(events: Iterable[RuntimeEvent], start: bytes = _RTMR_AT_BOOT) -> bytes:
+    """The value (48 bytes) of RTMR3 after these events, from zero at boot or ``start``."""
+    register = start
     for event in events:
         register = extend(register, event.digest)
     return register
