@@ -28,7 +28,7 @@ unit: $(VENV)/dev.stamp $(ORACLE)/oracle.stamp ## The test suite with coverage
 	$(BIN)/pytest --cov --cov-report=term $(TEST_ARGS)
 
 system: ## Check for the system packages; install them when run as root
-	@scripts/system-packages.sh
+	@PYTHON=$(PYTHON) scripts/system-packages.sh
 
 $(VENV)/demo.stamp: requirements/demo.txt pyproject.toml
 	@echo "Installing the demo's Python packages into $(VENV) ..."

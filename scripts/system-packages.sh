@@ -22,7 +22,14 @@ present() {
     esac
 }
 
-venv_works() { "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null; }
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "error: sealserve needs Python 3.11 or newer, and $python is older or missing." \
+        "Name one with: make PYTHON=python3.12 ..." >&2
+    exit 4
+fi
+
+venv_works() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
 
 missing=""
 while read -r program package purpose; do
