@@ -54,6 +54,7 @@ class FakeVtpm:
         self.codes: list[int] = []
         self.make_report: Callable[[bytes], bytes] = hcl_report
         self.defined = True
+        self.user_size = 64
         self.has_report = True
         self.user_data = bytes(64)
         self.commands: list[int] = []
@@ -104,7 +105,7 @@ class FakeVtpm:
         there = self.has_report if index == REPORT_INDEX else self.defined
         if not there:
             return struct.pack(">HII", 0x8001, 10, 0x18B)
-        size = len(self.make_report(self.user_data)) if index == REPORT_INDEX else 64
+        size = len(self.make_report(self.user_data)) if index == REPORT_INDEX else self.user_size
         public = struct.pack(">IHIHH", index, 0x0B, 0x20002, 0, size)
         body = struct.pack(">H", len(public)) + public + struct.pack(">H", 34) + bytes(34)
         return struct.pack(">HII", 0x8001, 10 + len(body), 0) + body

@@ -96,21 +96,36 @@ def test_an_index_that_another_process_defines_first_is_used() -> None:
     assert provider(vtpm).collect(DATA).quote
 
 
+def test_a_report_that_follows_late_is_waited_for() -> None:
+    """Azure shows the old report for some seconds; writing again would not help."""
+    vtpm = FakeVtpm()
+    pauses: list[float] = []
+    vtpm.make_report = lambda data: hcl_report(data if len(pauses) >= 3 else bytes(64))
+    assert provider(vtpm, pauses=pauses).collect(DATA).quote
+    assert pauses == [1.0, 1.0, 1.0]
+    assert vtpm.commands.count(0x137) == 1
+
+
 def test_another_writer_is_noticed_and_outlasted() -> None:
     vtpm = FakeVtpm()
-    turns = iter([bytes(64), b"\xee" * 64])
-
-    def paravisor(user_data: bytes) -> bytes:
-        return hcl_report(next(turns, user_data) if vtpm.commands[-1] == 0x14E else user_data)
-
-    vtpm.make_report = paravisor
-    pauses: list[float] = []
-    assert provider(vtpm, pauses=pauses).collect(DATA).quote
-    assert pauses
+    vtpm.make_report = lambda data: hcl_report(
+        b"\xee" * 64 if vtpm.commands.count(0x137) == 1 else data
+    )
+    assert provider(vtpm).collect(DATA).quote
+    assert vtpm.commands.count(0x137) == 2
     vtpm.make_report = lambda _: hcl_report(bytes(64))
     with pytest.raises(Unavailable, match="other user data") as caught:
         provider(vtpm).collect(DATA)
     assert caught.value.code == "tdx.quote_failed"
+
+
+def test_a_user_data_index_of_another_size_is_left_alone() -> None:
+    vtpm = FakeVtpm()
+    vtpm.user_size = 32
+    with pytest.raises(Unavailable) as caught:
+        provider(vtpm).collect(DATA)
+    assert caught.value.code == "azure.user_data_index"
+    assert 0x137 not in vtpm.commands
 
 
 def test_a_report_that_is_not_of_one_piece_is_asked_for_again() -> None:

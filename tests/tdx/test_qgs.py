@@ -380,6 +380,45 @@ def test_a_machine_without_vsock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == "tdx.no_vsock"
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_host_is_called_on_its_vsock_port(
+    monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    class FakeVsock:
+        called: tuple[int, int] | None = None
+        closed = False
+        timeout = 0.0
+
+        def settimeout(self, timeout: float) -> None:
+            self.timeout = timeout
+
+        def connect(self, address: tuple[int, int]) -> None:
+            self.called = address
+            if refused:
+                raise error(errno.ECONNRESET)
+
+        def close(self) -> None:
+            self.closed = True
+
+    made = FakeVsock()
+    families = []
+
+    def make(family: int, kind: int) -> FakeVsock:
+        families.append((family, kind))
+        return made
+
+    monkeypatch.setattr(socket, "socket", make)
+    connect = qgs.vsock_connector(4050)
+    if refused:
+        with pytest.raises(ConnectionResetError):
+            connect(1.5)
+    else:
+        assert connect(1.5) is made  # type: ignore[comparison-overlap]
+    assert families == [(socket.AF_VSOCK, socket.SOCK_STREAM)]
+    assert (made.called, made.timeout) == ((2, 4050), 1.5)
+    assert made.closed == refused
+
+
 def test_a_quote_of_another_kind_is_refused() -> None:
     with service(sending(framed(response(bytes(1100))))) as provider, pytest.raises(Refused):
         provider.collect(DATA)

@@ -8,6 +8,8 @@ Rules this module keeps:
 
 * Others may use the same vTPM at the same time, so what comes back is held
   against what was asked for at every step, and asked for again.
+* The paravisor takes seconds to follow new user data, and shows the old report
+  meanwhile: it is given that time before it is asked anew.
 * The metadata service is the host's: its answer has a size limit and a deadline.
 
 Source: Microsoft, "Guest attestation for confidential VMs"; the paths and
@@ -50,6 +52,8 @@ _REPORT_INDEX = 0x01400001
 _USER_DATA_INDEX = 0x01400002
 _PATH = "/acc/tdquote"
 _DEADLINE = 20.0  # seconds for one request, connecting included
+_LOOKS = 8  # at a report that does not follow yet
+_LOOK_PAUSE = 1.0  # seconds; three are usual until it does
 _MAX_ANSWER = 2 * MAX_QUOTE_BYTES
 _OK = 200
 _PASSING_STATUS = frozenset({408, 410, 429, 500, 502, 503, 504})
@@ -88,22 +92,47 @@ class AzureProvider:
             InputError: ``tdx.report_data_length``, ``tdx.tpm_malformed``,
                 ``tdx.report_malformed``, ``azure.*``.
             Unavailable: ``tdx.tpm``, ``tdx.tpm_refused``, ``azure.no_report``,
-                ``azure.metadata_refused`` or ``tdx.quote_failed``.
+                ``azure.user_data_index``, ``azure.metadata_refused`` or
+                ``tdx.quote_failed``.
             Refused: ``quote.*`` for an answer that is no TDX quote.
         """
         check_report_data(report_data)
         return ask_again(lambda: self._ask(report_data), sleep=self._sleep, where="Azure")
 
     def _ask(self, report_data: bytes) -> AzureEvidence:
-        if self._user_data.size() is None:
-            self._user_data.define(REPORT_DATA_BYTES)
-        self._user_data.write(report_data)
-        raw = self._read_report()
-        report = parse_hcl_report(raw)
-        _check_report(report, report_data)
+        self._write_user_data(report_data)
+        raw, report = self._fresh_report(report_data)
         quote = self._quote(report.tdreport)
         check_answer(quote, report.report_data, where="Azure")
         return AzureEvidence(quote, raw)
+
+    def _write_user_data(self, report_data: bytes) -> None:
+        size = self._user_data.size()
+        if size is None:
+            self._user_data.define(REPORT_DATA_BYTES)
+        elif size != REPORT_DATA_BYTES:
+            raise Unavailable(
+                "azure.user_data_index",
+                f"NV index {_USER_DATA_INDEX:#x} of the TPM has {size} bytes, not "
+                f"{REPORT_DATA_BYTES}",
+                hint="remove it (tpm2_nvundefine) if nothing else needs it",
+            )
+        self._user_data.write(report_data)
+
+    def _fresh_report(self, report_data: bytes) -> tuple[bytes, HclReport]:
+        """The report that follows what was written, as bytes and parsed."""
+        for _ in range(_LOOKS):
+            raw = self._read_report()
+            report = parse_hcl_report(raw)
+            if parse_runtime_data(report.runtime_json).user_data == report_data:
+                break
+            self._sleep(_LOOK_PAUSE)
+        else:
+            raise PassingTrouble("a report for other user data: stale, or somebody else's")
+        # It is read in parts, so it may have changed in between.
+        if report_data_of(report.tdreport) != report.report_data:
+            raise PassingTrouble("a report whose TDREPORT is not for its runtime data")
+        return raw, report
 
     def _read_report(self) -> bytes:
         size = self._report.size()
@@ -174,15 +203,6 @@ def _quote_in(content: bytes) -> bytes:
         raise PassingTrouble(
             f"an answer of the metadata service without a quote: {type(error).__name__}"
         ) from None
-
-
-def _check_report(report: HclReport, report_data: bytes) -> None:
-    """Whether this is the answer to our request, and of one piece."""
-    if parse_runtime_data(report.runtime_json).user_data != report_data:
-        raise PassingTrouble("a report for other user data: somebody else writes it too")
-    # It is read in parts, so it may have changed in between.
-    if report_data_of(report.tdreport) != report.report_data:
-        raise PassingTrouble("a report whose TDREPORT is not for its runtime data")
 
 
 def _shut(connection: socket.socket) -> None:
