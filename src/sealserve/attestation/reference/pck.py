@@ -74,7 +74,7 @@ def _platform(raw: bytes) -> PckPlatform:
         _refuse("is not one sequence")
     entries = _entries(content)
     tcb = _entries(_require(entries, (2,), _SEQUENCE))
-    flags = _entries(entries[(7,)][1]) if (7,) in entries else {}
+    flags = _entries(_require(entries, (7,), _SEQUENCE)) if (7,) in entries else {}
     cpu_svn = _sized(_require(tcb, (2, 18), _OCTETS), 16, "CPUSVN")
     # The specification compares the components; the primary verifier compares
     # CPUSVN. They are equal on every certificate seen, and must be here.
