@@ -1,0 +1,103 @@
+"""How long it takes to judge one quote: each verifier, both together, and the appraisal.
+
+All of it in one process and one run, in turns, so that the ratios hold even
+where the milliseconds do not; processor time leaves out what a busy machine
+took away. Real quotes are used where the published test
+vectors are at hand, simulated ones always.
+
+Example: .venv/bin/python bench/verify.py --rounds 500
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sealserve.attestation import policy_file
+from sealserve.attestation.anchor import INTEL, Anchor
+from sealserve.attestation.appraisal import appraise
+from sealserve.attestation.collateral import Collateral
+from sealserve.attestation.library import LibraryVerifier
+from sealserve.attestation.reference import ReferenceVerifier
+from sealserve.attestation.verifier import Verifier
+from sealserve.simulator.platform import SimulatedPlatform
+from sealserve.simulator.td import report_of
+from sealserve.tdx.eventlog import RuntimeEvent, replay
+
+VECTORS = Path(
+    os.environ.get("SEALSERVE_VECTORS", Path(__file__).parent.parent.parent / "shared" / "vectors")
+)
+REAL = (
+    ("real, version 4", "dcap-qvl/tdx_quote", datetime(2025, 7, 1, tzinfo=UTC)),
+    ("real, version 5", "dcap-qvl/tdx_quote_td15ex", datetime(2026, 10, 20, tzinfo=UTC)),
+)
+EVENTS = (
+    RuntimeEvent("broker", bytes(32)),
+    RuntimeEvent("volume", bytes(48)),
+    RuntimeEvent("sealed"),
+)
+
+
+def main() -> None:
+    """Measure and print one table for each kind of quote."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=500)
+    rounds = parser.parse_args().rounds
+    now = datetime.now(UTC)
+    platform = SimulatedPlatform.new(now)
+    anchor = Anchor.simulation(platform.pki.root_der)
+    collateral = platform.collateral(now - timedelta(hours=1))
+    for name, body_type in (("simulated, version 4", None), ("simulated, version 5", 4)):
+        quote = platform.quote(report_of(), body_type=body_type)
+        _report(name, quote, collateral, anchor, now, rounds)
+    for name, vector, day in REAL:
+        path = VECTORS / vector
+        if path.exists():
+            documents = path.with_name(f"{path.name}_collateral.json").read_bytes()
+            _report(name, path.read_bytes(), documents, INTEL, day, rounds)
+
+
+def _report(
+    name: str, quote: bytes, documents: bytes, anchor: Anchor, now: datetime, rounds: int
+) -> None:
+    collateral = Collateral.from_json(documents)
+    primary = LibraryVerifier(anchor)
+    td = primary.verify(quote, collateral, now)
+    policy = policy_file.from_report(
+        td.report, label="bench", events=("sealed",), server_platform=True, simulation=td.simulated
+    )
+    second, both = ReferenceVerifier(anchor), Verifier(anchor, require_both=True)
+    jobs: dict[str, Callable[[], object]] = {
+        "primary verifier": lambda: primary.verify(quote, collateral, now),
+        "reference verifier": lambda: second.verify(quote, collateral, now),
+        "both": lambda: both.verify(quote, collateral, now),
+        "appraise": lambda: appraise(policy, td, EVENTS, now=now),
+        "replay of the event log": lambda: replay(EVENTS),
+        "read the collateral": lambda: Collateral.from_json(documents),
+    }
+    seconds: dict[str, list[float]] = {job: [] for job in jobs}
+    busy: dict[str, list[float]] = {job: [] for job in jobs}
+    for _ in range(rounds):
+        for job, work in jobs.items():
+            start, thread_start = time.perf_counter(), time.thread_time()
+            work()
+            seconds[job].append(time.perf_counter() - start)
+            busy[job].append(time.thread_time() - thread_start)
+    base = statistics.median(seconds["primary verifier"])
+    print(f"{name} ({len(quote)} B, collateral {len(documents)} B, {rounds} rounds)")
+    for job, each in seconds.items():
+        cuts, cpu = (statistics.quantiles(times, n=100) for times in (each, busy[job]))
+        print(
+            f"  {job:<24} p50 {cuts[49] * 1e3:6.3f} ms   p99 {cuts[98] * 1e3:6.3f} ms   "
+            f"processor p50 {cpu[49] * 1e3:6.3f} ms   p99 {cpu[98] * 1e3:6.3f} ms   "
+            f"{cuts[49] / base:5.2f} x primary"
+        )
+
+
+if __name__ == "__main__":
+    main()
