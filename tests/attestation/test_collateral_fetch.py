@@ -26,7 +26,6 @@ from sealserve.address import Address
 from sealserve.attestation import collateral_fetch
 from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.collateral_fetch import Source, fetch, platform_of_quote
-from sealserve.attestation.collateral_http import Answer
 from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.simulator.pccs import Pccs, PccsAnswer, answer
 from tests.simulated import ISSUED, NOW, platform, report, verifier
@@ -431,4 +430,4 @@ def test_members_are_cut_out_as_they_are_written(document: dict[str, Any], inden
 @given(st.binary(max_size=80) | st.text('{}[]":, \\signature', max_size=60).map(str.encode))
 def test_any_body_is_read_or_a_typed_error(body: bytes) -> None:
     with contextlib.suppress(InputError):
-        collateral_fetch._signed(Answer(200, {}, body), "tcbInfo", "here")
+        collateral_fetch.read_signed(body, "tcbInfo", "here")

@@ -41,6 +41,8 @@ __all__ = [
     "Update",
     "fetch",
     "platform_of_quote",
+    "read_crl",
+    "read_signed",
 ]
 
 INTEL_PCS_URL: Final = "https://api.trustedservices.intel.com"
@@ -144,16 +146,16 @@ def fetch(
     ask = _Asker(source, time.monotonic() + deadline_seconds, sleep)
     parameter = f"&update={update}" if update != "standard" else ""
     tcb = ask(f"/tdx/certification/v4/tcb?fmspc={fmspc.upper()}{parameter}", _DOCUMENT_LIMIT)
-    tcb_info, tcb_signature = _signed(tcb, "tcbInfo", ask.where)
+    tcb_info, tcb_signature = read_signed(tcb.body, "tcbInfo", ask.where)
     tcb_chain = _chain(tcb, ("tcb-info-issuer-chain", "sgx-tcb-info-issuer-chain"), ask.where)
     parameter = parameter.replace("&", "?")
     qe = ask(f"/tdx/certification/v4/qe/identity{parameter}", _DOCUMENT_LIMIT)
-    qe_identity, qe_signature = _signed(qe, "enclaveIdentity", ask.where)
+    qe_identity, qe_signature = read_signed(qe.body, "enclaveIdentity", ask.where)
     qe_chain = _chain(qe, ("sgx-enclave-identity-issuer-chain",), ask.where)
     crl = ask(f"/sgx/certification/v4/pckcrl?ca={ca}&encoding=der", _CRL_LIMIT)
-    pck_crl = _crl(crl, ask.where)
+    pck_crl = read_crl(crl.body, ask.where)
     pck_crl_chain = _chain(crl, ("sgx-pck-crl-issuer-chain",), ask.where)
-    root_crl = _crl(ask.root_crl(), ask.where)
+    root_crl = read_crl(ask.root_crl().body, ask.where)
     fields = {
         "pck_crl_issuer_chain": pck_crl_chain,
         "root_ca_crl": root_crl.hex(),
@@ -234,10 +236,14 @@ def _status(status: int, where: str) -> Unavailable:
     )
 
 
-def _signed(answer: Answer, name: str, where: str) -> tuple[str, str]:
-    """The document's exact text and its signature, from ``{NAME: {...}, "signature": "..."}``."""
+def read_signed(body: bytes, name: str, where: str) -> tuple[str, str]:
+    """A document's exact text and its signature, from ``{NAME: {...}, "signature": "..."}``.
+
+    Raises:
+        InputError: ``collateral.answer_malformed``.
+    """
     try:
-        members = _members(answer.body.decode())
+        members = _members(body.decode())
         signature = json.loads(members["signature"])
         if not isinstance(signature, str):
             raise ValueError("the signature is no text")
@@ -291,11 +297,15 @@ def _chain(answer: Answer, names: tuple[str, ...], where: str) -> str:
     return chain
 
 
-def _crl(answer: Answer, where: str) -> bytes:
-    """A CRL in DER, however it is written: DER, hexadecimal or PEM."""
+def read_crl(body: bytes, where: str) -> bytes:
+    """A CRL in DER, however it is written: DER, hexadecimal or PEM.
+
+    Raises:
+        InputError: ``collateral.answer_malformed``.
+    """
     for read in (_as_der, _as_hexadecimal, _as_pem):
         try:
-            return read(answer.body).public_bytes(Encoding.DER)
+            return read(body).public_bytes(Encoding.DER)
         except ValueError:
             continue
     raise _malformed("no CRL", where)

@@ -1,0 +1,358 @@
+"""The targets: what is fed, with what to begin, and what must hold of what is accepted."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sealserve.attestation import cbor, policy_file
+from sealserve.attestation.anchor import Anchor
+from sealserve.attestation.collateral import Collateral
+from sealserve.attestation.collateral_check import check_signatures
+from sealserve.attestation.collateral_fetch import read_crl, read_signed
+from sealserve.attestation.collateral_store import decode_bundle, encode_bundle
+from sealserve.attestation.policy import MaskedValue, RequiredEvent
+from sealserve.attestation.policy_diff import diff
+from sealserve.attestation.reference import ReferenceVerifier
+from sealserve.attestation.reference.documents import read_qe_identity, read_tcb_info
+from sealserve.attestation.reference.pck import SGX_EXTENSION, read_platform
+from sealserve.attestation.verified import differences
+from sealserve.attestation.verifier import Verifier
+from sealserve.errors import InputError, Refused, Unavailable
+from sealserve.simulator.der import PckExtension
+from sealserve.simulator.pccs import answer
+from sealserve.simulator.platform import SimulatedPlatform
+from sealserve.simulator.td import report_of
+from sealserve.tdx import ccel, hcl, qgs
+from sealserve.tdx.eventlog import RuntimeEvent, decode_log, encode_log
+from sealserve.tdx.quote import MAX_QUOTE_BYTES, parse_quote
+from sealserve.tdx.signature_data import split_signature_data
+
+__all__ = ["TARGETS", "Target", "feed"]
+
+_REFUSALS = (InputError, Refused, Unavailable)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader of bytes from outside.
+
+    Attributes:
+        run: feeds it; raises ``AssertionError`` where what it accepts breaks a promise.
+        seeds: inputs to begin with; the first is accepted.
+        max_bytes: inputs beyond this add nothing but time.
+    """
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], Sequence[bytes]]
+    max_bytes: int = 4096
+
+
+def feed(target: Target, data: bytes) -> bool:
+    """Feed one input; whether it was accepted. Whatever else is raised is a finding."""
+    try:
+        target.run(data)
+    except _REFUSALS:
+        return False
+    return True
+
+
+def _promised(holds: bool) -> None:
+    # No `assert`: it must hold under python -O as well.
+    if not holds:
+        raise AssertionError("what was accepted breaks a promise")
+
+
+# --- what to begin with: a simulated platform and its papers -------------------
+
+
+@dataclass(frozen=True)
+class _World:
+    platform: SimulatedPlatform
+    now: datetime
+    quotes: tuple[bytes, ...]
+    collateral: Collateral
+    primary: Verifier
+    second: ReferenceVerifier
+
+    @property
+    def anchor(self) -> Anchor:
+        return self.primary.anchor
+
+
+@functools.cache
+def _world() -> _World:
+    now = datetime.now(UTC).replace(microsecond=0)
+    platform = SimulatedPlatform.new(now)
+    anchor = Anchor.simulation(platform.pki.root_der)
+    return _World(
+        platform=platform,
+        now=now,
+        quotes=tuple(platform.quote(report_of(), body_type=kind) for kind in (None, 2, 3, 4)),
+        collateral=Collateral.from_json(platform.collateral(now - timedelta(hours=1))),
+        primary=Verifier(anchor),
+        second=ReferenceVerifier(anchor),
+    )
+
+
+def _patched(original: bytes, patches: bytes) -> bytes:
+    """The original with bytes replaced: each patch is a place (u16) and a value.
+
+    So an input of three bytes reaches behind every check of length and framing.
+    """
+    changed = bytearray(original)
+    for at in range(0, len(patches) - 2, 3):
+        place, value = struct.unpack_from("<HB", patches, at)
+        changed[place % len(changed)] = value
+    return bytes(changed)
+
+
+# --- quotes --------------------------------------------------------------------
+
+
+def _quote(data: bytes) -> None:
+    quote = parse_quote(data)
+    _promised(data.startswith(quote.signed_part))
+    _promised(len(quote.raw) <= MAX_QUOTE_BYTES)
+    _promised(not any(data[len(quote.raw) :]))
+    split_signature_data(quote)
+
+
+def _verifier(data: bytes) -> None:
+    """Both verifiers say the same of a quote with some bytes replaced, and never something new."""
+    world = _world()
+    original = world.quotes[data[0] % len(world.quotes)] if data else world.quotes[0]
+    _judge(_patched(original, data[1:]), world.collateral, original)
+
+
+def _verifier_collateral(data: bytes) -> None:
+    """The same with some bytes of the collateral replaced."""
+    world = _world()
+    names = sorted(world.collateral.parts)
+    name = names[data[0] % len(names)] if data else names[0]
+    part = _patched(world.collateral.parts[name].encode(), data[1:]).decode("latin-1")
+    changed = json.dumps({**world.collateral.parts, name: part})
+    _judge(world.quotes[0], Collateral.from_json(changed.encode()), world.quotes[0])
+
+
+def _judge(quote: bytes, collateral: Collateral, original: bytes) -> None:
+    world = _world()
+    facts = []
+    refusals = []
+    for verifier in (world.primary, world.second):
+        try:
+            facts.append(verifier.verify(quote, collateral, world.now))
+        except _REFUSALS as error:
+            refusals.append(error)
+    if facts and refusals:
+        raise AssertionError(f"one verifier accepts, the other does not: {refusals[0]}")
+    if refusals:
+        raise refusals[0]
+    _promised(not differences(facts[0], facts[1]))
+    _promised(facts[0].signed_part_sha256 == parse_quote(original).signed_digest)
+
+
+@functools.cache
+def _certificate_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _pck_extension(data: bytes) -> None:
+    name = x509.Name([])
+    now = _world().now
+    certificate = (
+        x509.CertificateBuilder(name, name, _certificate_key().public_key(), 1)
+        .not_valid_before(now)
+        .not_valid_after(now)
+        .add_extension(x509.UnrecognizedExtension(SGX_EXTENSION, data), critical=False)
+        .sign(_certificate_key(), hashes.SHA256())
+    )
+    platform = read_platform(certificate)
+    _promised(len(platform.components) == 16)
+    _promised(len(platform.fmspc) == 6)
+
+
+def _pck_seeds() -> list[bytes]:
+    full = PckExtension(
+        ppid=bytes(16), cpu_svn=bytes(range(16)), pce_svn=300, fmspc=bytes(6), piid=bytes(16)
+    )
+    return [full.to_der(), replace(full, pce_svn=1, smt=False).to_der()]
+
+
+# --- collateral ----------------------------------------------------------------
+
+
+def _collateral(data: bytes) -> None:
+    found = Collateral.from_json(data)
+    _promised(Collateral.from_json(found.to_json()) == found)
+    _promised(found.begins.tzinfo is not None)
+    check_signatures(found, _world().anchor)
+    _promised(found.parts["tcb_info"] == _world().collateral.parts["tcb_info"])
+
+
+def _tcb_info(data: bytes) -> None:
+    found = read_tcb_info(data.decode("utf-8", "replace"))
+    _promised(all(len(level.sgx) == len(level.tdx) == 16 for level in found.levels))
+
+
+def _qe_identity(data: bytes) -> None:
+    _promised(len(read_qe_identity(data.decode("utf-8", "replace")).mrsigner) == 32)
+
+
+def _bundle(data: bytes) -> None:
+    found = decode_bundle(data)
+    _promised(decode_bundle(encode_bundle(found)) == found)
+
+
+def _pccs_answer(data: bytes) -> None:
+    text, signature = read_signed(data, "tcbInfo", "here")
+    members = json.loads(data)
+    _promised(json.loads(text) == members["tcbInfo"])
+    _promised(signature == members["signature"])
+
+
+def _crl(data: bytes) -> None:
+    x509.load_der_x509_crl(read_crl(data, "here"))
+
+
+def _pccs_seeds() -> list[bytes]:
+    path = "/tdx/certification/v4/tcb?fmspc="
+    return [
+        b'{"tcbInfo":{},"signature":""}',
+        answer(_world().collateral, path + _world().collateral.fmspc).body,
+    ]
+
+
+def _crl_seeds() -> list[bytes]:
+    path = "/sgx/certification/v4/"
+    asked = ("pckcrl?ca=platform&encoding=der", "pckcrl?ca=platform", "rootcacrl")
+    return [answer(_world().collateral, path + each).body for each in asked]
+
+
+# --- policies, CBOR, logs, the guest's own sources -----------------------------
+
+
+def _policy(data: bytes) -> None:
+    found = policy_file.parse(data)
+    _promised(policy_file.parse(policy_file.dump(found).encode()) == found)
+    _promised(not diff(found, found))
+
+
+def _policy_seeds() -> list[bytes]:
+    small = policy_file.from_report(report_of(), label="x", events=("sealed",))
+    large = replace(
+        small,
+        mrseam=("00" * 48,),
+        xfam=MaskedValue(mask="ff" * 8, value="e702060000000000"),
+        platform_ids=("00" * 16,),
+        rejected_advisories=("INTEL-SA-00001",),
+        required_events=(RequiredEvent(name="model", payload="aa"), RequiredEvent(name="sealed")),
+    )
+    return [policy_file.dump(each).encode() for each in (small, large)]
+
+
+def _cbor(data: bytes) -> None:
+    _promised(cbor.encode(cbor.decode(data)) == data)
+
+
+def _runtime_log(data: bytes) -> None:
+    _promised(encode_log(decode_log(data)) == data)
+
+
+def _boot_log(data: bytes) -> None:
+    registers = ccel.replay(ccel.parse_log(data))
+    _promised([len(value) for value in registers] == [48] * 4)
+
+
+def _boot_log_seeds() -> list[bytes]:
+    """A log as firmware writes it: the SHA-1 head, then events of one SHA-384 digest each."""
+    spec = b"Spec ID Event03\0" + struct.pack("<IBBBB", 0, 0, 2, 0, 2)
+    spec += struct.pack("<IHHB", 1, 0xC, 48, 0)
+    head = struct.pack("<II20sI", 0, 3, bytes(20), len(spec)) + spec
+    events = b"".join(
+        struct.pack("<IIIH48sI", index, 4, 1, 0xC, bytes([index]) * 48, 4) + bytes(4)
+        for index in (1, 2, 3, 4)
+    )
+    return [head + events + b"\xff" * 16, head + events + bytes(64), head]
+
+
+def _boot_table_seeds() -> list[bytes]:
+    table = b"CCEL" + struct.pack("<I", 56) + bytes(28) + struct.pack("<BBHQQ", 2, 0, 0, 1, 1)
+    checksum = -sum(table) % 256
+    return [table[:9] + bytes([checksum]) + table[10:]]
+
+
+def _boot_table(data: bytes) -> None:
+    ccel.parse_table(data)
+
+
+def _qgs_response(data: bytes) -> None:
+    _promised(len(qgs.decode_response(data)) <= MAX_QUOTE_BYTES)
+
+
+def _qgs_seeds() -> list[bytes]:
+    quote = bytes(1020)
+    body = struct.pack("<II", 0, len(quote)) + quote
+    return [
+        struct.pack("<HHIII", 1, 0, 1, 16 + len(body), 0) + body,
+        struct.pack("<HHIII", 1, 0, 1, 24, 0x12001) + bytes(8),
+    ]
+
+
+def _hcl_runtime_seeds() -> list[bytes]:
+    modulus = base64.urlsafe_b64encode(b"\xc1" * 256).decode().rstrip("=")
+    key = {"kid": "HCLAkPub", "kty": "RSA", "key_ops": ["sign"], "e": "AQAB", "n": modulus}
+    machine = {"secure-boot": True, "console-enabled": False, "vmUniqueId": "00"}
+    document = {"keys": [key], "vm-configuration": machine, "user-data": "00" * 64}
+    return [json.dumps(document).encode()]
+
+
+def _hcl_seeds() -> list[bytes]:
+    runtime = _hcl_runtime_seeds()[0]
+    head = struct.pack("<4sIIII12s", b"HCLA", 2, 1236 + len(runtime), 2, 0, bytes(12))
+    request = struct.pack("<IIIII", 20 + len(runtime), 1, 4, 1, len(runtime))
+    return [head + bytes(1184) + request + runtime]
+
+
+def _hcl_report(data: bytes) -> None:
+    hcl.parse_hcl_report(data)
+
+
+def _hcl_runtime_data(data: bytes) -> None:
+    hcl.parse_runtime_data(data)
+
+
+TARGETS: dict[str, Target] = {
+    "quote": Target(_quote, lambda: _world().quotes, 6000),
+    "verifier": Target(_verifier, lambda: [b"\0", b"\1", b"\2", b"\3", b"\0\x40\x02\x01"], 64),
+    "verifier-collateral": Target(_verifier_collateral, lambda: [bytes([n]) for n in range(9)], 64),
+    "pck-extension": Target(_pck_extension, _pck_seeds, 1024),
+    "collateral": Target(_collateral, lambda: [_world().collateral.to_json()], 16384),
+    "tcb-info": Target(_tcb_info, lambda: [_world().collateral.parts["tcb_info"].encode()]),
+    "qe-identity": Target(
+        _qe_identity, lambda: [_world().collateral.parts["qe_identity"].encode()]
+    ),
+    "bundle": Target(_bundle, lambda: [encode_bundle([_world().collateral])], 16384),
+    "pccs-answer": Target(_pccs_answer, _pccs_seeds),
+    "crl": Target(_crl, _crl_seeds),
+    "policy": Target(_policy, _policy_seeds),
+    "cbor": Target(_cbor, lambda: [cbor.encode({"a": [b"x", 1], 2: cbor.Tag(60000, "t")})], 1024),
+    "runtime-log": Target(
+        _runtime_log,
+        lambda: [encode_log([RuntimeEvent("broker", bytes(32)), RuntimeEvent("sealed")]), b"[]"],
+    ),
+    "boot-log": Target(_boot_log, _boot_log_seeds),
+    "boot-table": Target(_boot_table, _boot_table_seeds, 128),
+    "qgs-response": Target(_qgs_response, _qgs_seeds, 2048),
+    "hcl-report": Target(_hcl_report, _hcl_seeds),
+    "hcl-runtime-data": Target(_hcl_runtime_data, _hcl_runtime_seeds),
+}

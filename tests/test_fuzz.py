@@ -1,0 +1,146 @@
+"""The fuzz targets are alive, and both what runs them and what judges them can fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fuzz import engines, run
+from fuzz.targets import TARGETS, Target, feed
+
+from sealserve.errors import InputError, InternalError
+from tests.conftest import ROOT
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_each_target_accepts_its_first_seed_and_refuses_junk(name: str) -> None:
+    """A target that refuses everything would find nothing behind the door."""
+    target = TARGETS[name]
+    seeds = target.seeds()
+    assert feed(target, seeds[0])
+    assert all(len(seed) <= target.max_bytes for seed in seeds)
+    if not name.startswith("verifier"):  # there any input is a patch of something good
+        assert not feed(target, b"\xff\x00junk")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_target_cares_about_a_cut(name: str) -> None:
+    target = TARGETS[name]
+    for seed in target.seeds():
+        for end in range(0, len(seed), max(1, len(seed) // 50)):
+            feed(target, seed[:end])
+
+
+def raising(error: BaseException) -> Target:
+    def fail(data: bytes) -> None:
+        if b"\x80" in data:
+            raise error
+
+    return Target(fail, lambda: [b"seed"])
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (ValueError("untyped"), True),
+        (KeyError("k"), True),
+        (AssertionError("a broken promise"), True),
+        (InternalError("internal.unexpected", "ours"), True),
+        (RecursionError(), True),
+        (engines.TooSlow(), True),
+        (InputError("quote.malformed", "typed"), False),
+    ],
+)
+def test_what_counts_as_a_finding(error: BaseException, found: bool) -> None:
+    if found:
+        with pytest.raises(type(error)):
+            feed(raising(error), b"\x80")
+    else:
+        assert feed(raising(error), b"\x80") is False
+
+
+BAD_TARGETS = """
+import fuzz.targets as t
+import time
+def bug(data):
+    if len(data) > 3 and data[0] == 0x80:
+        raise KeyError("a bug")
+def slow(data):
+    time.sleep(60)
+def greedy(data):
+    bytearray(1 << 40)
+for name, run in (("bug", bug), ("slow", slow), ("greedy", greedy)):
+    t.TARGETS[name] = t.Target(run, lambda: [b"seed"])
+import fuzz.engines
+fuzz.engines.SECONDS_PER_INPUT = 1
+import fuzz.one
+fuzz.one.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("bug", "KeyError"), ("slow", "TooSlow"), ("greedy", "MemoryError")]
+)
+def test_the_hypothesis_engine_finds_bugs_slowness_and_greed(
+    tmp_path: Path, name: str, word: str
+) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", BAD_TARGETS, name, "hypothesis", "20", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+    )
+    assert found.returncode != 0
+    assert word in found.stderr
+    kept = (tmp_path / "input").read_bytes()
+    if name == "bug":
+        assert kept == b"\x80\0\0\0"  # as small as it gets
+
+
+def test_the_command_runs_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["cbor", "--engine", "hypothesis", "--seconds", "1", "--artifacts", str(tmp_path)]
+    assert run.main(arguments) == 0
+    words = capsys.readouterr().out.split()
+    assert words[:2] == ["cbor", "ok"]
+    assert int(words[2]) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_does_nothing_is_a_finding(tmp_path: Path) -> None:
+    outcome = run.fuzz("no such target", "hypothesis", 1, tmp_path)
+    assert "KeyError" in outcome.finding
+    assert outcome.inputs == 0
+
+
+def test_one_input_is_fed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "input"
+    file.write_bytes(b"\xff")
+    assert run.main(["cbor", "--input", str(file)]) == 0
+    assert capsys.readouterr().out == "cbor: refused\n"
+    with pytest.raises(SystemExit):
+        run.main(["nonsense"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a: " + b"[" * 2000,
+        b"? " * 3000,
+        b"- " * 3000,
+        b"[" * 4000,
+        b"a: !!int " + b"9" * 4000,
+        b"a: " + b"1:" * 1900 + b"1",
+        b"a: !!float " + b"9" * 4000,
+        b"a: 2001-99-99",
+        b"a: " + b"1_" * 2000,
+    ],
+)
+def test_policies_that_are_slow_to_read_elsewhere(text: bytes) -> None:
+    assert feed(TARGETS["policy"], text) is False
