@@ -79,7 +79,7 @@ def test_retries_end(tmp_path: Path, kernel: FakeKernel, trouble: Answer) -> Non
     with pytest.raises(Unavailable) as caught:
         provider(tmp_path).collect(DATA)
     assert caught.value.code == "tdx.quote_failed"
-    assert kernel.asked == 6
+    assert kernel.asked == 8
 
 
 @pytest.mark.parametrize("step", [0, 2])

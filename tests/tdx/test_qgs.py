@@ -106,7 +106,7 @@ def service(*scripts: Serve) -> Iterator[QgsProvider]:
             yield QgsProvider(
                 report=tdreport_for,
                 connect=lambda timeout: socket.create_connection(address, timeout),
-                deadline=0.5 if len(scripts) == 1 else 5,
+                deadline=0.3 if len(scripts) == 1 else 5,
                 sleep=lambda _: None,
             )
         finally:
@@ -183,7 +183,7 @@ def test_nobody_there() -> None:
     with pytest.raises(Unavailable, match="refused") as caught:
         provider.collect(DATA)
     assert caught.value.code == "tdx.quote_failed"
-    assert len(pauses) == 5
+    assert len(pauses) == 7
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -41,8 +42,10 @@ REPORT_DATA_BYTES = 64
 MAX_HCL_REPORT_BYTES = 16 * 1024
 MAX_EVIDENCE_BYTES = 2 * (MAX_QUOTE_BYTES + MAX_HCL_REPORT_BYTES)
 
-_ATTEMPTS = 6
-_FIRST_PAUSE = 0.05  # seconds, doubled after each attempt: 1.5 s in all
+_ATTEMPTS = 8
+_FIRST_PAUSE = 0.05  # seconds, doubled after each attempt: 6.4 s in all
+# A kernel or a host may take 30 s to say that there will be no answer.
+_BUDGET = 60.0  # seconds after which no further attempt is begun
 _AZURE_TYPE = "azure-tdx-vtpm"
 
 T = TypeVar("T")
@@ -159,29 +162,39 @@ def check_answer(quote: bytes, report_data: bytes, *, where: str) -> None:
         raise PassingTrouble("a quote for other report data")
 
 
-def ask_again(ask: Callable[[], T], *, sleep: Callable[[float], None], where: str) -> T:
+def ask_again(
+    ask: Callable[[], T],
+    *,
+    sleep: Callable[[float], None],
+    where: str,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
     """Ask until there is an answer, a lasting error, or no attempt left.
 
     Args:
         ask: one attempt; raises :class:`PassingTrouble` to be asked again.
         sleep: how to wait between attempts, in seconds.
         where: whom it asks, for the error.
+        clock: seconds, from any beginning.
 
     Raises:
         Unavailable: ``tdx.quote_failed`` after the last attempt.
     """
-    pause, trouble = _FIRST_PAUSE, ""
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            sleep(pause)
-            pause *= 2
+    end = clock() + _BUDGET
+    pause, attempts = _FIRST_PAUSE, 1
+    while True:
         try:
             return ask()
         except PassingTrouble as passing:
             trouble = str(passing)
+        if attempts == _ATTEMPTS or clock() + pause > end:
+            break
+        sleep(pause)
+        pause *= 2
+        attempts += 1
     raise Unavailable(
         "tdx.quote_failed",
-        f"no quote after {_ATTEMPTS} attempts; the last one ended with: {trouble}",
+        f"no quote after {attempts} attempts; the last one ended with: {trouble}",
         where=where,
         hint="check the quoting service of the host: on own machines the quote generation "
         "service (QGS) and its vsock port",
