@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import threading
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,9 @@ from sealserve.attestation.collateral_store import (
     require_not_older,
 )
 from sealserve.attestation.verifier import INTEL, Anchor, Verifier
+from sealserve.broker.collateral_file import CollateralFile
 from sealserve.errors import InputError, Refused, SealserveError, Unavailable
+from sealserve.logs import make_log
 from sealserve.simulator.platform import CollateralOptions, SimulatedPlatform
 from tests.simulated import ISSUED, NOW, platform
 from tests.vectors import read_vector
@@ -305,6 +308,17 @@ def test_a_damaged_file_is_named_and_never_replaced_by_accident(store: Collatera
         assert caught.value.code == "collateral.malformed"
         assert str(path) in (caught.value.where or "")
     assert path.read_text() == "{"
+
+
+def test_a_broker_follows_the_stores_file(store: CollateralStore) -> None:
+    """Each file of a store is what `broker serve --collateral` takes, and replaced by rename."""
+    (path,) = store.put(collateral(), now=NOW)
+    lines = io.StringIO()
+    followed = CollateralFile(path, make_log(lines))
+    assert followed.current() == collateral()
+    store.put(issued(ISSUED, evaluation_number=18), now=NOW)
+    assert followed.current().evaluation_number == 18
+    assert "collateral read" in lines.getvalue()
 
 
 def test_a_place_that_is_no_directory_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 
+import dcap_qvl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from sealserve.attestation import policy_file
 from sealserve.attestation.appraisal import appraise
 from sealserve.attestation.policy import (
+    TCB_STATUSES,
     AcceptedStatus,
     MaskedValue,
     PlatformFlags,
@@ -142,6 +144,16 @@ FIELDS: list[tuple[str, object, object, str]] = [
 def test_each_rule_passes_and_fails(field: str, kept: object, broken: object, code: str) -> None:
     assert codes(fitting_policy(**{field: kept})) == []
     assert codes(fitting_policy(**{field: broken})) == [code]
+
+
+@pytest.mark.parametrize("status", TCB_STATUSES)
+def test_each_of_intels_statuses_can_be_accepted_and_is_not_unless_named(status: str) -> None:
+    # The library is the oracle for the names: it refuses an unknown one.
+    dcap_qvl.QuotePolicy.strict(0).allow_status(status)
+    accepted = (AcceptedStatus(status=status),)  # type: ignore[arg-type]
+    assert codes(fitting_policy(tcb_statuses=accepted), tcb_status=status) == []
+    others = tuple(AcceptedStatus(status=other) for other in TCB_STATUSES if other != status)
+    assert codes(fitting_policy(tcb_statuses=others), tcb_status=status) == ["policy.tcb_status"]
 
 
 def test_an_advisory_can_be_rejected() -> None:

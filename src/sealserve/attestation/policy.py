@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from sealserve.errors import InputError
 
@@ -42,17 +42,16 @@ TcbStatus = Literal[
     "ConfigurationAndSWHardeningNeeded",
     "OutOfDate",
     "OutOfDateConfigurationNeeded",
+    "TDRelaunchAdvised",
+    "TDRelaunchAdvisedConfigurationNeeded",
 ]
-"""Intel's TCB statuses that a policy may accept; ``Revoked`` is never accepted."""
+"""Intel's TCB statuses that a policy may accept; ``Revoked`` is never accepted.
 
-TCB_STATUSES: tuple[TcbStatus, ...] = (
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
-)
+``TDRelaunchAdvised``: the TDX module was updated under a running TD, which was
+launched when the module was out of date.
+"""
+
+TCB_STATUSES: tuple[TcbStatus, ...] = get_args(TcbStatus)
 
 # Unknown keys and look-alike types ("yes" for a bool, 1.0 for an int) are
 # errors when pydantic fills these classes; without pydantic this is inert.
