@@ -261,6 +261,17 @@ def signer_below_pck() -> Given:
     )
 
 
+def signer_below_ca() -> Given:
+    """Issued by the CA of PCK certificates, but none of those."""
+    pki = platform().pki
+    pki = replace(pki, tcb_signer=issue("SGX TCB Signing", pki.pck_ca, NOW))
+    chain = chain_of(pki.tcb_signer, pki.pck_ca, pki.root)
+    return given(
+        on=SimulatedPlatform(pki),
+        parts={"tcb_info_issuer_chain": chain, "qe_identity_issuer_chain": chain},
+    )
+
+
 def chain_in_collateral() -> Given:
     return given(parts={"pck_certificate_chain": platform().pki.pck_chain})
 
@@ -541,6 +552,7 @@ def _chains() -> Iterator[Case]:
     yield Case("signer expired", with_pki(signer(lifetime=day / 2)), "collateral.expired")
     yield Case("signer that is a CA", with_pki(signer(ca=True)), "chain.not_verified")
     yield Case("PCK signs documents", documents_by_pck, "chain.wrong_role")
+    yield Case("PCK CA issues a signer", signer_below_ca, "chain.wrong_role")
     yield Case("PCK issues certificates", signer_below_pck, "chain.not_verified")
     yield Case("strange root CRL", strangers_crl("root_ca_crl"), "chain.wrong_root")
     yield Case("strange PCK CRL", strangers_crl("pck_crl"), "crl.signature")
@@ -614,6 +626,13 @@ def _documents() -> Iterator[Case]:
     yield Case(
         "level of no date", tcb_info(tcbLevels=[level(tcbDate="soon")]), "collateral.malformed"
     )
+    undated = level(tcbDate="2024-03-13T00:00:00")
+    yield Case("level of no time zone", tcb_info(tcbLevels=[undated]), "collateral.malformed")
+    soon = {**QE_LEVEL, "tcbDate": "soon"}
+    yield Case("QE level of no date", qe_identity(tcbLevels=[soon]), "collateral.malformed")
+    odd = level(advisoryIDs=[1])
+    yield Case("advisory that is a number", tcb_info(tcbLevels=[odd]), "collateral.malformed")
+    yield Case("MRSIGNER in no digits", qe_identity(mrsigner="z" * 64), "collateral.malformed")
     yield Case("no TDX module", tcb_info(tdxModule=None), "collateral.malformed")
     yield Case("short MRSIGNER", qe_identity(mrsigner="00"), "collateral.malformed")
     yield Case(

@@ -26,7 +26,7 @@ from sealserve.attestation.reference.pck import SGX_EXTENSION, read_platform
 from sealserve.attestation.reference.signatures import is_signed, public_key
 from sealserve.attestation.reference.tcb import merge, relaunch_status
 from sealserve.errors import InputError, Refused, SealserveError
-from sealserve.simulator.pki import TestPki, raw_public_key, raw_signature
+from sealserve.simulator.pki import TestPki, issue, raw_public_key, raw_signature
 from sealserve.tdx.quote import parse_quote
 from sealserve.tdx.signature_data import split_signature_data
 from tests.attestation.cases import extension
@@ -256,6 +256,16 @@ def test_an_issuer_must_be_allowed_to_sign_certificates() -> None:
     )
     with pytest.raises(Refused, match="may not sign certificates"):
         pki_of(pki).verify([pki.pck.certificate, ca], "chain")
+
+
+def test_an_issuer_below_one_that_allows_none() -> None:
+    pki = platform().pki
+    below = issue("below", pki.pck_ca, NOW, ca=True)
+    leaf = issue("leaf", below, NOW)
+    chain = [leaf.certificate, below.certificate, pki.pck_ca.certificate]
+    with pytest.raises(Refused, match="longer than") as caught:
+        pki_of(pki).verify(chain, "chain")
+    assert caught.value.code == "chain.not_verified"
 
 
 @pytest.mark.parametrize(

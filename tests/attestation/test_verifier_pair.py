@@ -14,8 +14,8 @@ from sealserve.attestation.library import LibraryVerifier
 from sealserve.attestation.reference import ReferenceVerifier
 from sealserve.attestation.verified import VerifiedTd, differences
 from sealserve.attestation.verifier import Verifier
-from sealserve.errors import InputError, Refused, SealserveError
-from sealserve.simulator.platform import SimulatedPlatform
+from sealserve.errors import InputError, InternalError, Refused, SealserveError
+from sealserve.simulator.platform import CollateralOptions, SimulatedPlatform
 from tests.attestation.cases import given
 from tests.simulated import ISSUED, NOW, collateral, platform, report, verified, verifier
 
@@ -114,8 +114,6 @@ def test_the_second_looks_at_the_windows_itself(monkeypatch: pytest.MonkeyPatch)
 def test_the_second_looks_at_the_documents_windows_itself(
     name: str, field: str, value: str, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sealserve.simulator.platform import CollateralOptions
-
     monkeypatch.setattr(admission, "require_current", lambda *_: None)
     late = given(options=CollateralOptions(**{name: {field: value}}))  # type: ignore[arg-type]
     with pytest.raises(Refused) as caught:
@@ -138,6 +136,19 @@ def test_a_panic_in_the_library_refuses_one_quote() -> None:
     with pytest.raises(Refused) as caught:
         first.verify(GOOD, collateral(), NOW)
     assert caught.value.code == "quote.not_verified"
+
+
+@pytest.mark.parametrize("claims", ["", "[]", "{}", '{"platform": {"pck": {"pce_id": [0, 0]}}}'])
+def test_claims_that_are_not_as_they_were_are_our_own_trouble(claims: str) -> None:
+    class Renamed:
+        def verify_with_policy(self, *_: object) -> object:
+            return types.SimpleNamespace(to_json=lambda: claims)
+
+    first = LibraryVerifier(verifier().anchor)
+    first._library = Renamed()
+    with pytest.raises(InternalError) as caught:
+        first.verify(GOOD, collateral(), NOW)
+    assert caught.value.code == "internal.claims_unreadable"
 
 
 def test_an_interrupt_is_no_panic() -> None:

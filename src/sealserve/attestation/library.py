@@ -12,7 +12,9 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -40,6 +42,7 @@ class LibraryVerifier:
 
     def __init__(self, anchor: Anchor) -> None:
         self.anchor = anchor
+        self._root_name = anchor.certificate.subject
         self._library = dcap_qvl.QuoteVerifier(anchor.root_der)
 
     def verify(self, quote: bytes, collateral: Collateral, now: datetime) -> VerifiedTd:
@@ -53,31 +56,29 @@ class LibraryVerifier:
             InputError, Refused: the reasons of
                 :meth:`sealserve.attestation.verifier.Verifier.verify`.
         """
-        claims = self._claims(evidence)
-        _check_roles(evidence.collateral)
-        _check_tcb_info(evidence.collateral, claims)
-        return _facts(evidence, claims, self.anchor)
+        with _panics_refused():
+            answer = self._claims(evidence)
+        _check_roles(evidence.collateral, self._root_name)
+        try:
+            claims = json.loads(answer)
+            _check_tcb_info(evidence.collateral, claims)
+            return _facts(evidence, claims, self.anchor)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InternalError(
+                "internal.claims_unreadable",
+                f"the verification library's claims are not as expected: {type(error).__name__}",
+                hint="check that dcap-qvl has a version sealserve supports",
+            ) from None
 
-    def _claims(self, evidence: Evidence) -> dict[str, Any]:
+    def _claims(self, evidence: Evidence) -> str:
         seconds = int(evidence.now.timestamp())
         policy = dcap_qvl.QuotePolicy.claims_only(seconds)
         raw, library = evidence.quote.raw, evidence.collateral.library
         try:
-            answer = self._library.verify_with_policy(raw, library, seconds, policy)
-            claims: dict[str, Any] = json.loads(answer.to_json())
+            claims = self._library.verify_with_policy(raw, library, seconds, policy)
         except ValueError as error:
             raise refusal(self._reason(raw, library, seconds) or str(error)) from None
-        except BaseException as error:
-            # A panic in the library is no Exception: it must refuse one
-            # quote, and not end a server.
-            if type(error).__module__ != "pyo3_runtime":
-                raise
-            raise Refused(
-                "quote.not_verified",
-                f"the verification library gave up on this quote: {type(error).__name__}",
-                hint="keep the quote and report this: it must not happen",
-            ) from None
-        return claims
+        return str(claims.to_json())
 
     def _reason(self, quote: bytes, collateral: Any, seconds: int) -> str:
         """The library's full reason for a refusal; empty if it has none.
@@ -96,7 +97,22 @@ class LibraryVerifier:
         return ""
 
 
-def _check_roles(collateral: Collateral) -> None:
+@contextlib.contextmanager
+def _panics_refused() -> Iterator[None]:
+    """A panic in the library is no ``Exception``: it must refuse one quote, not end a server."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise Refused(
+            "quote.not_verified",
+            f"the verification library gave up on this quote: {type(error).__name__}",
+            hint="keep the quote and report this: it must not happen",
+        ) from None
+
+
+def _check_roles(collateral: Collateral, root_name: x509.Name) -> None:
     """The library takes any certificate below the root as a signer of documents."""
     for place in _ISSUER_CHAINS:
         signer = load_chain(collateral.parts[place].encode(), place)[0]
@@ -106,10 +122,10 @@ def _check_roles(collateral: Collateral) -> None:
             raise InputError(
                 "chain.malformed", "the signer's certificate cannot be read", where=place
             ) from None
-        if _SGX_EXTENSION in oids:
+        if _SGX_EXTENSION in oids or signer.issuer != root_name:
             raise Refused(
                 "chain.wrong_role",
-                "a platform's own PCK certificate signed this, not Intel's TCB signing key",
+                "this is not signed by Intel's TCB signing key, whose certificate the root issues",
                 where=place,
             )
 
@@ -133,42 +149,35 @@ def _check_tcb_info(collateral: Collateral, claims: dict[str, Any]) -> None:
 
 def _facts(evidence: Evidence, claims: dict[str, Any], anchor: Anchor) -> VerifiedTd:
     quote = evidence.quote
-    try:
-        if _flat_report(claims["report"]) != quote.report.to_dict():
-            raise Refused(
-                "quote.parsers_disagree",
-                "the verification library read another report from this quote than we did",
-                hint="keep the quote and report this: it must not happen",
-            )
-        platform = claims["platform"]
-        pck = platform["pck"]
-        piid = pck["platform_instance_id"]
-        library_ends = datetime.fromtimestamp(claims["earliest_expiration_date"], UTC)
-        return VerifiedTd(
-            report=quote.report,
-            quote_version=quote.version,
-            signed_part_sha256=quote.signed_digest,
-            tcb_status=claims["tcb"]["status"],
-            tcb_date=min(_date(platform["tcb_level"]), _date(claims["qe"]["tcb_level"])),
-            advisory_ids=_advisories(claims),
-            tcb_evaluation=claims["tcb"]["eval_data_number"],
-            fmspc=bytes(pck["fmspc"]),
-            ppid=bytes(pck["ppid"]),
-            piid=None if piid is None else bytes(piid),
-            dynamic_platform=_flag(pck["dynamic_platform"]),
-            cached_keys=_flag(pck["cached_keys"]),
-            smt=_flag(pck["smt_enabled"]),
-            collateral_ends=min(library_ends, evidence.collateral.ends),
-            verified_at=evidence.asked_at,
-            anchor=anchor.name,
-            simulated=anchor.simulated,
+    if _flat_report(claims["report"]) != quote.report.to_dict():
+        raise Refused(
+            "quote.parsers_disagree",
+            "the verification library read another report from this quote than we did",
+            hint="keep the quote and report this: it must not happen",
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InternalError(
-            "internal.claims_unreadable",
-            f"the verification library's claims are not as expected: {type(error).__name__}",
-            hint="check that dcap-qvl has a version sealserve supports",
-        ) from None
+    platform = claims["platform"]
+    pck = platform["pck"]
+    piid = pck["platform_instance_id"]
+    library_ends = datetime.fromtimestamp(claims["earliest_expiration_date"], UTC)
+    return VerifiedTd(
+        report=quote.report,
+        quote_version=quote.version,
+        signed_part_sha256=quote.signed_digest,
+        tcb_status=claims["tcb"]["status"],
+        tcb_date=min(_date(platform["tcb_level"]), _date(claims["qe"]["tcb_level"])),
+        advisory_ids=_advisories(claims),
+        tcb_evaluation=claims["tcb"]["eval_data_number"],
+        fmspc=bytes(pck["fmspc"]),
+        ppid=bytes(pck["ppid"]),
+        piid=None if piid is None else bytes(piid),
+        dynamic_platform=_flag(pck["dynamic_platform"]),
+        cached_keys=_flag(pck["cached_keys"]),
+        smt=_flag(pck["smt_enabled"]),
+        collateral_ends=min(library_ends, evidence.collateral.ends),
+        verified_at=evidence.asked_at,
+        anchor=anchor.name,
+        simulated=anchor.simulated,
+    )
 
 
 def _date(level: dict[str, Any]) -> datetime:

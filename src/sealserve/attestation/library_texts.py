@@ -44,7 +44,7 @@ _KNOWN_TEXTS: Final[tuple[tuple[str, str], ...]] = (
     ("QE report validation", "qe.identity_mismatch"),
     ("QE ISVSVN", "qe.out_of_date"),
     ("No TCB levels found in QE Identity", "qe.out_of_date"),
-    ("Failed to decode QE report", "qe.malformed"),
+    ("Failed to decode QE report", "quote.malformed"),
     ("Signature is invalid for tcb_info", "collateral.signature"),
     ("Signature is invalid for qe_identity", "collateral.signature"),
     ("Unrecognized TCB status", "collateral.malformed"),

@@ -32,7 +32,7 @@ __all__ = ["INTEL", "Anchor", "VerifiedTd", "Verifier"]
 class Verifier:
     """Verifies quotes under one anchor. Holds no state between calls.
 
-    A call takes about a millisecond (with both verifiers about two) and holds
+    A call takes about a millisecond (with both verifiers about three) and holds
     the interpreter lock throughout: call it from a worker, not from an event
     loop.
 
