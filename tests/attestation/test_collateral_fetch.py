@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import socket
 import ssl
@@ -304,8 +305,18 @@ def test_attempts_end() -> None:
 def drip(peer: socket.socket) -> None:
     """A byte now and then: no single read ever times out."""
     peer.recv(4096)
-    for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + bytes(1000):
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+    for byte in itertools.chain(head, itertools.repeat(0)):
         peer.sendall(bytes([byte]))
+        time.sleep(0.02)
+
+
+def drip_and_close(peer: socket.socket) -> None:
+    """The same in a body that ends with the connection, for which no length is told."""
+    peer.recv(4096)
+    peer.sendall(b"HTTP/1.0 200 OK\r\nConnection: close\r\n\r\n")
+    while True:
+        peer.sendall(b"{")
         time.sleep(0.02)
 
 
@@ -314,7 +325,7 @@ def silence(peer: socket.socket) -> None:
         pass
 
 
-@pytest.mark.parametrize("handle", [drip, silence])
+@pytest.mark.parametrize("handle", [drip, drip_and_close, silence])
 def test_a_slow_peer_is_cut_off(handle: Callable[[socket.socket], None]) -> None:
     with listening(handle) as url:
         error = failure(url, seconds=0.3)

@@ -114,10 +114,10 @@ def get(endpoint: Endpoint, path: str, *, limit: int, deadline: float) -> Answer
     try:
         resource = f"{target.path}?{target.query}" if target.query else target.path
         connection.request("GET", resource, headers={"User-Agent": "sealserve"})
-        response = connection.getresponse()
-        body = _body(response, limit, endpoint.base + path)
-        connection.require_time()
-        headers = {name.lower(): value for name, value in response.getheaders()}
+        with connection.getresponse() as response:
+            body = _body(response, limit, endpoint.base + path)
+            connection.require_time()
+            headers = {name.lower(): value for name, value in response.getheaders()}
         return Answer(response.status, headers, body)
     except ssl.SSLCertVerificationError as error:
         raise Refused(
@@ -145,14 +145,16 @@ class _Connection(http.client.HTTPConnection):
         self._tls = tls
         self._deadline = deadline
         self._expired = threading.Event()
+        # A response that ends with the connection takes `sock` away from us.
+        self._socket: socket.socket | None = None
 
     def connect(self) -> None:
-        self.sock = self._plain()
+        self.sock = self._socket = self._plain()
         if self._tls is not None:
             secured = self._tls.wrap_socket(
                 self.sock, server_hostname=self.host, do_handshake_on_connect=False
             )
-            self.sock = secured
+            self.sock = self._socket = secured
             secured.do_handshake()
         self.require_time()
 
@@ -182,7 +184,7 @@ class _Connection(http.client.HTTPConnection):
     def cut(self) -> None:
         """Called by the timer's thread: end every read that is under way."""
         self._expired.set()
-        connected = self.sock
+        connected = self._socket
         if connected is None:
             return
         try:
