@@ -198,6 +198,8 @@ def test_nobody_there() -> None:
         (framed(response(b"x", kind=7)), "tdx.qgs_malformed"),
         (framed(response(b"x", extra=1)), "tdx.qgs_malformed"),
         (framed(response(b"x", extra=-1)), "tdx.qgs_malformed"),
+        (framed(response(code=0x12001, extra=1)), "tdx.qgs_malformed"),
+        (framed(response(b"x") + b"!"), "tdx.qgs_malformed"),  # sound, and a byte more
         (framed(response(code=0x12001)), "tdx.qgs_refused"),
         (framed(response(bytes(2000))), "quote.unsupported_version"),
         (framed(response(bytes(MAX_QUOTE_BYTES + 1))), "tdx.quote_failed"),
