@@ -26,6 +26,7 @@ CASES = 1500
 PLATFORM = ("UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "OutOfDate",
             "ConfigurationAndSWHardeningNeeded", "OutOfDateConfigurationNeeded")  # fmt: skip
 COMPONENT = ("UpToDate", "UpToDate", "OutOfDate")
+MASK = "FB" + "FF" * 7 + "00" * 8  # Intel's own: leaves the provisioning bits open
 ENCLAVE = (*COMPONENT, "ConfigurationNeeded", "OutOfDateConfigurationNeeded")
 
 
@@ -45,7 +46,7 @@ def drawn(chance: random.Random) -> Given:
             qe_identity={
                 "tcbLevels": [enclave_level(chance) for _ in range(chance.randrange(1, 4))],
                 "tcbEvaluationDataNumber": chance.randrange(30),
-                "attributesMask": chance.choice(("FB" + "FF" * 7 + "00" * 8, "FF" * 16)),
+                "attributesMask": chance.choice((*[MASK] * 9, "FF" * 16)),
             },
         ),
         enclave=QuotingEnclave(
