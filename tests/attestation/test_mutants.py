@@ -17,7 +17,7 @@ from sealserve.attestation.verified import VerifiedTd, differences
 from sealserve.attestation.verifier import Verifier
 from sealserve.errors import SealserveError
 from sealserve.tdx.quote import parse_quote
-from tests.attestation.cases import Given, given
+from tests.attestation.evidence import Given, given
 from tests.attestation.mutants import collateral_mutants, quote_mutants
 from tests.attestation.test_two_verifiers import judged
 from tests.simulated import NOW

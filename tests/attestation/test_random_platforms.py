@@ -16,12 +16,12 @@ from sealserve.attestation.library import LibraryVerifier
 from sealserve.attestation.reference import ReferenceVerifier
 from sealserve.attestation.verified import VerifiedTd, differences
 from sealserve.simulator.platform import CollateralOptions, QuotingEnclave
-from tests.attestation.cases import Given, components, given, module, svn
+from tests.attestation.evidence import Given, components, given, module, svn
 from tests.attestation.test_two_verifiers import judged, outcome
 from tests.simulated import platform
 
 SEED = 20261123
-CASES = 1500
+DRAWS = 800
 
 PLATFORM = ("UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "OutOfDate",
             "ConfigurationAndSWHardeningNeeded", "OutOfDateConfigurationNeeded")  # fmt: skip
@@ -106,7 +106,7 @@ def test_both_verifiers_draw_the_same_conclusion() -> None:
     anchor = Anchor.simulation(platform().pki.root_der)
     first, second = LibraryVerifier(anchor), ReferenceVerifier(anchor)
     seen: Counter[str] = Counter()
-    for number in range(CASES):
+    for number in range(DRAWS):
         case = drawn(chance)
         Collateral.from_json(case.collateral)  # well-formed, all of them
         one, other = judged(first, case), judged(second, case)

@@ -29,7 +29,7 @@ from sealserve.errors import InputError, Refused, SealserveError
 from sealserve.simulator.pki import TestPki, issue, raw_public_key, raw_signature
 from sealserve.tdx.quote import parse_quote
 from sealserve.tdx.signature_data import split_signature_data
-from tests.attestation.cases import extension
+from tests.attestation.evidence import extension
 from tests.simulated import ISSUED, NOW, platform
 from tests.vectors import read_vector
 

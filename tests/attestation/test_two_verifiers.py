@@ -10,7 +10,8 @@ from sealserve.attestation.reference import ReferenceVerifier
 from sealserve.attestation.verified import VerifiedTd, differences
 from sealserve.attestation.verifier import Verifier
 from sealserve.errors import SealserveError
-from tests.attestation.cases import CASES, Case, Given
+from tests.attestation.cases import CASES, Case
+from tests.attestation.evidence import Given
 
 
 def judged(verifier: object, given: Given) -> VerifiedTd | str:

@@ -16,7 +16,7 @@ from sealserve.attestation.verified import VerifiedTd, differences
 from sealserve.attestation.verifier import Verifier
 from sealserve.errors import InputError, InternalError, Refused, SealserveError
 from sealserve.simulator.platform import CollateralOptions, SimulatedPlatform
-from tests.attestation.cases import given
+from tests.attestation.evidence import given
 from tests.simulated import ISSUED, NOW, collateral, platform, report, verified, verifier
 
 GOOD = platform().quote(report())
@@ -168,6 +168,24 @@ def test_evidence_of_one_platform_says_nothing_of_another(kind: type[Verifier]) 
     with pytest.raises(SealserveError) as caught:
         kind(verifier().anchor).verify(stranger.quote(report()), collateral(), NOW)
     assert caught.value.code == "chain.not_verified"
+
+
+def test_a_paravisor_excuses_one_attribute_and_no_other() -> None:
+    second = ReferenceVerifier(verifier().anchor, paravisor=True)
+    quote = platform().quote(report(td_attributes=bytes(8)))
+    assert second.verify(quote, collateral(), NOW).report.td_attributes == bytes(8)
+    with pytest.raises(Refused) as caught:
+        ReferenceVerifier(verifier().anchor).verify(quote, collateral(), NOW)
+    assert caught.value.code == "td.sept_ve_disable"
+    for attributes, code in (
+        ("01", "td.debug"),
+        ("10", "td.profiling"),
+        ("02", "td.reserved_bits"),
+    ):
+        quote = platform().quote(report(td_attributes=bytes.fromhex(attributes).ljust(8, b"\0")))
+        with pytest.raises(Refused) as caught:
+            second.verify(quote, collateral(), NOW)
+        assert caught.value.code == code
 
 
 def test_refusals_of_malformed_input_are_of_their_class() -> None:

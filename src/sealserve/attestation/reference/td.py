@@ -27,8 +27,12 @@ _MIGRATABLE: Final = _bits((29, 29))
 _RESERVED: Final = _bits((1, 3), (7, 15), (23, 26), (32, 61))
 
 
-def check_td(report: TdReport) -> None:
+def check_td(report: TdReport, *, paravisor: bool = False) -> None:
     """Refuse a TD that the host can look into, or that another TD controls.
+
+    Args:
+        report: of the TD.
+        paravisor: do without SEPT_VE_DISABLE.
 
     Raises:
         Refused: ``td.service_td``, ``td.debug``, ``td.profiling``,
@@ -50,7 +54,7 @@ def check_td(report: TdReport) -> None:
         raise Refused("td.migratable", "a migration TD may move this TD elsewhere", hint=_HINT)
     if attributes & _SERVICE_TD:
         raise Refused("td.service_td", "service TDs may be bound to this TD", hint=_HINT)
-    if not attributes & _SEPT_VE_DISABLE:
+    if not attributes & _SEPT_VE_DISABLE and not paravisor:
         raise Refused(
             "td.sept_ve_disable",
             "the host can take pages away while this TD runs (SEPT_VE_DISABLE is not set)",
