@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes
 SOURCES := src tests bench scripts
 
-.PHONY: help demo test lint unit system wire docs lock clean
+.PHONY: help demo test lint unit system system-tests wire docs lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -16,7 +16,7 @@ help: ## List the commands
 demo: system $(VENV)/demo.stamp ## Owner, broker, guest and client end to end, on this machine
 	$(BIN)/sealserve demo $(DEMO_ARGS)
 
-test: system lint unit ## Everything CI checks: style, types, house rules, the whole test suite
+test: system-tests lint unit ## Everything CI checks: style, types, house rules, the whole test suite
 
 lint: $(VENV)/dev.stamp ## Style, types and house rules
 	$(BIN)/ruff format --check $(SOURCES)
@@ -29,6 +29,9 @@ unit: $(VENV)/dev.stamp $(ORACLE)/oracle.stamp ## The test suite with coverage
 
 system: ## Check for the system packages; install them when run as root
 	@PYTHON=$(PYTHON) scripts/system-packages.sh
+
+system-tests:
+	@PYTHON=$(PYTHON) scripts/system-packages.sh --tests
 
 $(VENV)/demo.stamp: requirements/demo.txt pyproject.toml
 	@echo "Installing the demo's Python packages into $(VENV) ..."

@@ -1,10 +1,14 @@
 #!/bin/sh
 # Check for the system programs that sealserve calls and say what each is for.
 # As root, on Debian or Ubuntu, install what is missing; else print the command.
+#
+#     scripts/system-packages.sh           what the product needs
+#     scripts/system-packages.sh --tests   also what only tests need: without root they
+#                                          are named, and the tests that miss them skipped
 set -eu
 
 # program or file      package          what it is for
-needs='
+product='
 cryptsetup             cryptsetup-bin   formats the LUKS2 volume
 veritysetup            cryptsetup-bin   makes the dm-verity tree
 mkfs.ext4              e2fsprogs        fills the volume with a file system
@@ -14,6 +18,12 @@ fuse2fs                fuse2fs          opens the file system without root
 libcrypto.so.3         libssl3          AES-XTS at full speed
 setpriv                util-linux       ends the server with its guest
 '
+tests='
+openssl                openssl          judges our certificates and ciphers
+swtpm                  swtpm            a TPM to speak to, as on Azure
+'
+
+python=${PYTHON:-python3}
 
 present() {
     case "$1" in
@@ -22,41 +32,55 @@ present() {
     esac
 }
 
-python=${PYTHON:-python3}
+# Prints the packages of a list that are not there; says what each is for.
+missing_of() {
+    echo "$1" | while read -r program package purpose; do
+        [ -n "$program" ] || continue
+        present "$program" && continue
+        echo "missing: $program (package $package): $purpose" >&2
+        echo "$package"
+    done | sort -u | tr '\n' ' '
+}
+
+install() {
+    echo "Installing: $*" >&2
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+can_install() { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; }
+
+advice() { echo "sudo apt-get update && sudo apt-get install -y --no-install-recommends $*"; }
+
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "error: sealserve needs Python 3.11 or newer, and $python is older or missing." \
         "Name one with: make PYTHON=python3.12 ..." >&2
     exit 4
 fi
 
-venv_works() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
-
-missing=""
-while read -r program package purpose; do
-    [ -n "$program" ] || continue
-    present "$program" && continue
-    echo "sealserve needs $program (package $package): it $purpose" >&2
-    case " $missing " in *" $package "*) ;; *) missing="$missing $package" ;; esac
-done <<EOT
-$needs
-EOT
-if ! venv_works; then
-    echo "sealserve needs Python's venv module (package python3-venv) for its own environment" >&2
-    missing="$missing python3-venv"
+packages=$(missing_of "$product")
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    echo "missing: Python's venv module (package python3-venv): its own environment" >&2
+    packages="$packages python3-venv"
+fi
+# shellcheck disable=SC2086  # a list of packages, meant to be split
+if [ -n "$packages" ]; then
+    if can_install; then
+        install $packages
+    else
+        echo "error: nothing was installed (not root, or no apt-get). Run: $(advice $packages)" >&2
+        exit 4
+    fi
 fi
 
-[ -n "$missing" ] || exit 0
-
-command="apt-get install -y --no-install-recommends$missing"
-if ! command -v apt-get >/dev/null 2>&1; then
-    echo "error: install with your package manager, by Debian's names:$missing" >&2
-    exit 4
-elif [ "$(id -u)" -ne 0 ]; then
-    echo "error: not root, so nothing was installed. Run: sudo apt-get update && sudo $command" >&2
-    exit 4
-fi
-echo "Installing:$missing" >&2
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
+[ "${1:-}" = "--tests" ] || exit 0
+packages=$(missing_of "$tests")
 # shellcheck disable=SC2086
-apt-get install -y -qq --no-install-recommends $missing >/dev/null
+if [ -n "$packages" ]; then
+    if can_install; then
+        install $packages
+    else
+        echo "note: some tests will be skipped. To run them: $(advice $packages)" >&2
+    fi
+fi

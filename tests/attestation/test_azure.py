@@ -12,7 +12,7 @@ from sealserve.errors import InputError, Refused
 from sealserve.tdx.quote import parse_quote
 from tests.simulated import NOW, collateral, verified, verifier
 from tests.tdx.azure_guest import hcl_report, quote_of
-from tests.tdx.vectors import read_vector
+from tests.vectors import read_vector
 
 DATA = bytes(range(64))
 HCL = "trustee/az-tdx-vtpm/hcl-report.bin"

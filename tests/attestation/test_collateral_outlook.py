@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -90,6 +91,15 @@ def test_each_component_is_compared(components: dict[str, int], told: str | None
     warning = newer_level(quote(), with_level(tcb_info=newer_tcb_info(**components)))
     assert (warning is None) == (told is None)
     assert told is None or told in (warning or "")
+
+
+def test_what_runs_now_counts_not_what_was_launched() -> None:
+    """A TD of version 5 states both: its module may have been updated under it."""
+    launched = report(tee_tcb_svn=bytes([6, 1, 0]) + bytes(13))
+    now_running = bytes([6, 1, 3]) + bytes(13)
+    updated = platform().quote(replace(launched, tee_tcb_svn2=now_running), body_type=3)
+    assert newer_level(platform().quote(launched), with_level()) is not None
+    assert newer_level(updated, with_level()) is None
 
 
 def test_shapes_that_no_verifier_accepts_give_no_warning() -> None:

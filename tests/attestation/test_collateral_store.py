@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import io
 import json
+import ssl
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from sealserve.attestation.collateral import Collateral, ending_soon, require_current
 from sealserve.attestation.collateral_check import check_signatures
@@ -219,6 +222,34 @@ def test_a_revocation_list_of_another_is_refused(part: str, code: str) -> None:
     signer = pki.root if part == "root_ca_crl" else pki.pck_ca
     forged = pki.crl(signer, (), ISSUED, NOW + timedelta(days=9))
     assert code_of(lambda: check_signatures(changed(**{part: forged.hex()}), ANCHOR)) == code
+
+
+@pytest.mark.parametrize("part", ["root_ca_crl", "pck_crl"])
+def test_any_byte_of_a_revocation_list_may_be_wrong(part: str) -> None:
+    """Names inside are read late: a fuzzer found that such an error came out untyped."""
+    raw = bytes.fromhex(collateral().parts[part])
+    for at in range(len(raw)):
+        for mask in (0x01, 0x10, 0x80):
+            wrong = raw[:at] + bytes([raw[at] ^ mask]) + raw[at + 1 :]
+            refused_or_malformed(**{part: wrong.hex()})
+
+
+@pytest.mark.parametrize("chain", ["pck_crl_issuer_chain", "tcb_info_issuer_chain"])
+def test_any_byte_of_a_certificate_may_be_wrong(chain: str) -> None:
+    ders = [
+        certificate.public_bytes(Encoding.DER)
+        for certificate in x509.load_pem_x509_certificates(collateral().parts[chain].encode())
+    ]
+    for which, raw in enumerate(ders):
+        for at in range(len(raw)):
+            wrong = raw[:at] + bytes([raw[at] ^ 0x01]) + raw[at + 1 :]
+            pem = (ssl.DER_cert_to_PEM_cert(wrong if n == which else ders[n]) for n in range(2))
+            refused_or_malformed(**{chain: "".join(pem)})
+
+
+def refused_or_malformed(**parts: str) -> None:
+    with pytest.raises((InputError, Refused)):
+        check_signatures(changed(**parts), ANCHOR)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sealserve.attestation.verified import VerifiedTd, differences
 from sealserve.attestation.verifier import INTEL, Verifier
 from sealserve.errors import SealserveError
 from sealserve.tdx.quote import load_quote, parse_quote
-from tests.tdx.vectors import read_vector, vector_path
+from tests.vectors import read_vector, vector_path
 
 # Three sets of collateral, each with a day inside its window.
 JULY = ("tdx_quote", "2025-07-01")  # platform B0C06F000000, Intel's knowledge nr 17

@@ -11,7 +11,7 @@ import pytest
 
 from sealserve.tdx.eventlog import RuntimeEvent, encode_log, replay
 from tests.simulated import platform, report
-from tests.tdx.vectors import read_vector, vector_path
+from tests.vectors import read_vector, vector_path
 
 COS = "go-tdx-guest/ccel/"
 

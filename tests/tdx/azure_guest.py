@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 
 from tests.simulated import platform, report
-from tests.tdx.vectors import read_vector
+from tests.vectors import read_vector
 
 __all__ = ["FakeVtpm", "hcl_report", "quote_of", "runtime_of"]
 

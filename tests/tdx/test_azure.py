@@ -29,7 +29,7 @@ from sealserve.tdx.evidence import (
 from sealserve.tdx.hcl import parse_hcl_report, parse_runtime_data
 from sealserve.tdx.quote import parse_quote
 from tests.tdx.azure_guest import JSON_AT, FakeVtpm, hcl_report, quote_of, runtime_of
-from tests.tdx.vectors import read_vector
+from tests.vectors import read_vector
 
 DATA = bytes(range(64))
 HCL = "trustee/az-tdx-vtpm/hcl-report.bin"

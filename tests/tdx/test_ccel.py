@@ -20,7 +20,7 @@ from sealserve.tdx.ccel import BootEvent, load_log, parse_log, parse_table
 from sealserve.tdx.quote import load_quote, parse_quote
 from sealserve.tdx.replay import compare, named
 from tests.tdx.boot_logs import SHA384, Entry, acpi_table, dstack_events, encode, spec_id
-from tests.tdx.vectors import read_vector, vector_path
+from tests.vectors import read_vector, vector_path
 
 COS_LOG = "go-tdx-guest/ccel/ccel_data.dat"
 COS_TABLE = "go-tdx-guest/ccel/ccel_table.dat"

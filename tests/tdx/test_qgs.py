@@ -28,7 +28,7 @@ from sealserve.tdx.qgs import (
 from sealserve.tdx.quote import MAX_QUOTE_BYTES, parse_quote
 from sealserve.tdx.tdreport import report_data_of
 from tests.tdx.fake_kernel import answer_for, error
-from tests.tdx.vectors import read_vector
+from tests.vectors import read_vector
 
 DATA = bytes(range(64))
 Serve = Callable[[socket.socket], None]

@@ -13,7 +13,7 @@ from sealserve.tdx.quote import load_quote, parse_quote
 from sealserve.tdx.replay import compare, replay_logs
 from tests.simulated import report
 from tests.tdx.boot_logs import Entry, acpi_table, encode
-from tests.tdx.vectors import read_vector, vector_path
+from tests.vectors import read_vector, vector_path
 
 EVENTS = (RuntimeEvent("broker", b"b"), RuntimeEvent("sealed"))
 BOOT = encode([Entry(1, 4, b"\1" * 48), Entry(4, 13, b"\2" * 48)])
