@@ -6,9 +6,10 @@ VENV := .venv
 ORACLE := .venv-oracle
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes
-SOURCES := src tests bench scripts
+SOURCES := src tests bench scripts fuzz
+FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test lint unit system system-tests wire docs lock clean
+.PHONY: help demo test lint unit system system-tests fuzz wire docs lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -50,6 +51,13 @@ $(ORACLE)/oracle.stamp: requirements/oracle.txt
 	@echo "Installing TensorFlow, the tests' oracle, into $(ORACLE) (about 1.6 GB) ..."
 	test -x $(ORACLE)/bin/python || $(PYTHON) -m venv $(ORACLE)
 	$(ORACLE)/bin/python $(PIP_INSTALL) -r requirements/oracle.txt
+	touch $@
+
+fuzz: $(VENV)/fuzz.stamp ## Fuzz every reader of input from outside, FUZZ_SECONDS each
+	$(BIN)/python -m fuzz.run --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
+$(VENV)/fuzz.stamp: requirements/fuzz.txt $(VENV)/dev.stamp
+	$(BIN)/python $(PIP_INSTALL) -r requirements/fuzz.txt
 	touch $@
 
 wire: $(VENV)/dev.stamp ## Generate the message modules from the .proto files

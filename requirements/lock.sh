@@ -13,4 +13,5 @@ lock pyproject.toml --extra demo --group dev -o requirements/dev.txt
 lock pyproject.toml --extra serve --extra tensorflow -o requirements/tensorflow.txt
 lock pyproject.toml --extra serve --extra quantize -o requirements/quantize.txt
 lock requirements/build.in -o requirements/build.txt
+lock requirements/fuzz.in -o requirements/fuzz.txt
 lock requirements/oracle.in --override requirements/oracle-overrides.txt -o requirements/oracle.txt
