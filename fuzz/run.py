@@ -8,6 +8,7 @@ else by hypothesis. An input that was a finding is kept under `--artifacts`;
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuzz.engines import ENGINES, SECONDS_PER_INPUT, default_engine
-from fuzz.targets import TARGETS, feed
+from fuzz.targets import TARGETS, WORLD_VARIABLE, feed
 
 __all__ = ["Outcome", "fuzz", "main"]
 
 _RUNS = re.compile(r"^Done (\d+) runs", re.MULTILINE)
+_EXCEPTION = re.compile("Uncaught Python exception|^Traceback")
 _START_SECONDS = 60
 _REPORT_LINES = 25
 
@@ -70,9 +72,16 @@ def fuzz(name: str, engine: str, seconds: float, artifacts: Path) -> Outcome:
             target=name,
             inputs=int(runs[1]) if runs else 0,
             seconds=time.monotonic() - begin,
-            finding="\n".join(report.splitlines()[-_REPORT_LINES:]) if failed else "",
+            finding=_told(report) if failed else "",
             kept=_keep(name, work, artifacts) if failed else None,
         )
+
+
+def _told(report: str) -> str:
+    """The part about the exception; the end of the report if there is none."""
+    lines = report.splitlines()
+    starts = [number for number, line in enumerate(lines) if _EXCEPTION.search(line)]
+    return "\n".join(lines[starts[0] :][:_REPORT_LINES] if starts else lines[-_REPORT_LINES:])
 
 
 def _keep(name: str, work: Path, artifacts: Path) -> Path | None:
@@ -98,6 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     names = asked.targets or list(TARGETS)
+    # The same keys and quotes in every process, and again when a finding is repeated.
+    os.environ.setdefault(WORLD_VARIABLE, str((asked.artifacts / "world.json").absolute()))
     if asked.input is not None:
         for name in names:
             accepted = feed(TARGETS[name], asked.input.read_bytes())

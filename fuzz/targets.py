@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -30,6 +32,7 @@ from sealserve.attestation.verifier import Verifier
 from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.simulator.der import PckExtension
 from sealserve.simulator.pccs import answer
+from sealserve.simulator.pki import TestPki
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import report_of
 from sealserve.tdx import ccel, hcl, qgs
@@ -37,7 +40,9 @@ from sealserve.tdx.eventlog import RuntimeEvent, decode_log, encode_log
 from sealserve.tdx.quote import MAX_QUOTE_BYTES, parse_quote
 from sealserve.tdx.signature_data import split_signature_data
 
-__all__ = ["TARGETS", "Target", "feed"]
+__all__ = ["TARGETS", "WORLD_VARIABLE", "Target", "feed"]
+
+WORLD_VARIABLE = "FUZZ_WORLD"
 
 _REFUSALS = (InputError, Refused, Unavailable)
 
@@ -91,16 +96,42 @@ class _World:
 
 @functools.cache
 def _world() -> _World:
-    now = datetime.now(UTC).replace(microsecond=0)
-    platform = SimulatedPlatform.new(now)
+    """The one in the file that ``FUZZ_WORLD`` names, where a run and its repetition meet."""
+    document = json.loads(_world_file() or _new_world())
+    platform = SimulatedPlatform(TestPki.from_json(document["pki"].encode()))
     anchor = Anchor.simulation(platform.pki.root_der)
     return _World(
         platform=platform,
-        now=now,
-        quotes=tuple(platform.quote(report_of(), body_type=kind) for kind in (None, 2, 3, 4)),
-        collateral=Collateral.from_json(platform.collateral(now - timedelta(hours=1))),
+        now=datetime.fromisoformat(document["now"]),
+        quotes=tuple(bytes.fromhex(quote) for quote in document["quotes"]),
+        collateral=Collateral.from_json(document["collateral"].encode()),
         primary=Verifier(anchor),
         second=ReferenceVerifier(anchor),
+    )
+
+
+def _world_file() -> str | None:
+    path = os.environ.get(WORLD_VARIABLE)
+    if path is None:
+        return None
+    file = Path(path)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(_new_world())
+    return file.read_text()
+
+
+def _new_world() -> str:
+    now = datetime.now(UTC).replace(microsecond=0)
+    platform = SimulatedPlatform.new(now)
+    quotes = [platform.quote(report_of(), body_type=kind).hex() for kind in (None, 2, 3, 4)]
+    return json.dumps(
+        {
+            "pki": platform.pki.to_json().decode(),
+            "now": now.isoformat(),
+            "quotes": quotes,
+            "collateral": platform.collateral(now - timedelta(hours=1)).decode(),
+        }
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import itertools
@@ -435,6 +436,16 @@ def test_members_are_cut_out_as_they_are_written(document: dict[str, Any], inden
     members = collateral_fetch._members(text)
     assert {name: json.loads(value) for name, value in members.items()} == document
     assert all(value in text for value in members.values())
+
+
+@pytest.mark.parametrize("encoding", ["der", "pem"])
+def test_a_crl_of_an_unknown_version_is_a_typed_error(encoding: str) -> None:
+    """Found by fuzzing: the library has an exception of its own for it."""
+    der = bytes.fromhex(collateral().parts["pck_crl"]).replace(b"\x02\x01\x01", b"\x02\x01\x69", 1)
+    text = f"-----BEGIN X509 CRL-----\n{base64.encodebytes(der).decode()}-----END X509 CRL-----\n"
+    with pytest.raises(InputError) as caught:
+        collateral_fetch.read_crl(der if encoding == "der" else text.encode(), "here")
+    assert caught.value.code == "collateral.answer_malformed"
 
 
 @settings(deadline=None, max_examples=300)

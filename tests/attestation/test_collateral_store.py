@@ -228,7 +228,9 @@ def test_a_revocation_list_of_another_is_refused(part: str, code: str) -> None:
 def test_any_byte_of_a_revocation_list_may_be_wrong(part: str) -> None:
     """Names inside are read late: a fuzzer found that such an error came out untyped."""
     raw = bytes.fromhex(collateral().parts[part])
-    for at in range(len(raw)):
+    # How many bits at the end of the signature do not count: OpenSSL does not look.
+    unused_bits = raw.rindex(x509.load_der_x509_crl(raw).signature) - 1
+    for at in set(range(len(raw))) - {unused_bits}:
         for mask in (0x01, 0x10, 0x80):
             wrong = raw[:at] + bytes([raw[at] ^ mask]) + raw[at + 1 :]
             refused_or_malformed(**{part: wrong.hex()})

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from sealserve.attestation.anchor import Anchor
@@ -45,7 +45,18 @@ def check_signatures(collateral: Collateral, anchor: Anchor) -> None:
         Refused: ``chain.wrong_root``, ``chain.not_verified``,
             ``chain.revoked``, ``crl.signature`` or ``collateral.signature``.
     """
-    parts = collateral.parts
+    try:
+        _check(collateral.parts, anchor)
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        # Names, keys and numbers of certificates and CRLs are read when they are asked for.
+        raise InputError(
+            "collateral.malformed",
+            f"a certificate or CRL cannot be read: {type(error).__name__}",
+            hint=_WHENCE,
+        ) from None
+
+
+def _check(parts: Mapping[str, str], anchor: Anchor) -> None:
     _check_kind(parts)
     root_crl = x509.load_der_x509_crl(bytes.fromhex(parts["root_ca_crl"]))
     pck_crl = x509.load_der_x509_crl(bytes.fromhex(parts["pck_crl"]))
@@ -86,8 +97,8 @@ def _chain(pem: str, where: str, anchor: Anchor) -> tuple[x509.Certificate, x509
     if root != anchor.certificate:
         raise Refused(
             "chain.wrong_root",
-            f"the chain ends in {root.subject.rfc4514_string()!r}, SHA-256 "
-            f"{root.fingerprint(hashes.SHA256()).hex()[:16]}..., which is not the anchor's",
+            "the chain ends in a root that is not the anchor: SHA-256 "
+            f"{root.fingerprint(hashes.SHA256()).hex()}",
             where=where,
             hint="collateral of a SIMULATED platform needs its anchor; Intel's needs none",
         )

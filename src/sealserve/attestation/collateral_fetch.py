@@ -306,7 +306,7 @@ def read_crl(body: bytes, where: str) -> bytes:
     for read in (_as_der, _as_hexadecimal, _as_pem):
         try:
             return read(body).public_bytes(Encoding.DER)
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             continue
     raise _malformed("no CRL", where)
 
