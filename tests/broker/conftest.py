@@ -22,9 +22,9 @@ from sealserve.broker.client import Released, request_release
 from sealserve.broker.collateral_file import CollateralFile
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker, create, open_broker
-from sealserve.broker.process import make_logger
 from sealserve.broker.release import KeyRelease
 from sealserve.broker.service import BrokerServer
+from sealserve.logs import make_log
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 
@@ -113,7 +113,7 @@ def serve(
 ) -> tuple[KeyRelease, BrokerServer, Clock, io.StringIO]:
     """Start a real server on a free port; the caller stops it."""
     clock, stream = Clock(), io.StringIO()
-    log = make_logger(stream, verifier.anchor)
+    log = make_log(stream, anchor=verifier.anchor.name)
     table = ChallengeTable(clock=clock)
     decide = KeyRelease(broker, verifier, CollateralFile(collateral, log), table, log, now=now)
     server = BrokerServer(broker, decide, Address("127.0.0.1", 0), log)

@@ -7,14 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from sealserve.attestation import policy_file
 from sealserve.attestation.policy import Release
+from sealserve.attestation.reference import ReferenceVerifier
 from sealserve.attestation.sealing import generate_key
-from sealserve.attestation.verifier import INTEL, Verifier
+from sealserve.attestation.verifier import INTEL, Anchor, Verifier
 from sealserve.broker.audit import describe
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker
@@ -258,6 +259,31 @@ def test_an_intel_broker_denies_a_simulated_guest(
     (line,) = world.lines()
     assert (line["anchor"], line["code"]) == ("Intel", "release.denied")
     assert "SIMULATION" not in log.getvalue()
+
+
+def test_a_broker_may_require_both_verifiers(
+    broker: Broker, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both accept: released, and the audit says who judged. One refuses: nothing goes out."""
+    verifier = Verifier(Anchor.simulation(world.platform.pki.root_der), require_both=True)
+    _, server, _, _ = serve(broker, verifier, tmp_path / "collateral.json")
+
+    def refuse(*_: object) -> NoReturn:
+        raise Refused("tcb.revoked", "the second verifier says no")
+
+    try:
+        released = world.ask(address=str(server.address))
+        monkeypatch.setattr(ReferenceVerifier, "judge", refuse)
+        with pytest.raises(Refused) as caught:
+            world.ask(address=str(server.address))
+    finally:
+        server.stop()
+    assert bytes(released.secret) == world.key
+    assert caught.value.code == "release.denied"
+    assert "quote.verifiers_disagree" in caught.value.message
+    yes, no = world.lines()
+    assert yes["verifiers"] == no["verifiers"] == ["dcap-qvl", "reference"]
+    assert no["reasons"][0]["code"] == "quote.verifiers_disagree"
 
 
 def test_unknown_resources_are_told_to_genuine_guests_only(world: World) -> None:

@@ -46,6 +46,11 @@ class Verifier:
         self._primary = LibraryVerifier(anchor)
         self._second = ReferenceVerifier(anchor) if require_both else None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who judges here, for audit lines: ``"dcap-qvl"``, and ``"reference"`` if asked."""
+        return ("dcap-qvl",) if self._second is None else ("dcap-qvl", "reference")
+
     def verify(self, quote: bytes, collateral: Collateral, now: datetime) -> VerifiedTd:
         """Verify that a quote is genuine.
 

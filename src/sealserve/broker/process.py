@@ -9,16 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
-
-import structlog
-from structlog.typing import FilteringBoundLogger
 
 from sealserve.address import Address
 from sealserve.attestation.verifier import Anchor, Verifier
@@ -28,8 +22,10 @@ from sealserve.broker.directory import open_broker
 from sealserve.broker.release import KeyRelease
 from sealserve.broker.service import BrokerServer
 from sealserve.errors import Unavailable
+from sealserve.hardening import forbid_core_dumps
+from sealserve.logs import make_log
 
-__all__ = ["ServeOptions", "make_logger", "serve"]
+__all__ = ["ServeOptions", "serve"]
 
 _STDERR = 2
 
@@ -43,6 +39,7 @@ class ServeOptions:
         listen: where guests reach it; port 0 takes any free port.
         collateral: the collateral file, re-read when it changes.
         simulation_anchor: root of a SIMULATED platform (DER), instead of Intel's.
+        require_both: release only what both verifiers accept and agree on.
         ready_fd: gets one JSON line with the address once the broker answers.
     """
 
@@ -50,6 +47,7 @@ class ServeOptions:
     listen: Address
     collateral: Path
     simulation_anchor: Path | None = None
+    require_both: bool = False
     ready_fd: int | None = None
 
 
@@ -61,17 +59,16 @@ def serve(options: ServeOptions) -> None:
         Refused: ``kek.*``, ``chain.anchor_not_simulation``, ``store.*``.
         InputError: ``chain.anchor_malformed``, ``collateral.*``, ``identity.malformed``.
     """
-    # Secrets pass through this process's memory: no core dump may keep them.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_core_dumps()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopping.set())
     anchor = Anchor.load(options.simulation_anchor)
-    log = make_logger(sys.stderr, anchor)
+    log = make_log(program="sealserve broker", anchor=anchor.name)
     with open_broker(options.root) as broker:
         decide = KeyRelease(
             broker,
-            Verifier(anchor),
+            Verifier(anchor, require_both=options.require_both),
             CollateralFile(options.collateral, log),
             ChallengeTable(),
             log,
@@ -87,20 +84,6 @@ def serve(options: ServeOptions) -> None:
         finally:
             server.stop()
     log.info("stopped")
-
-
-def make_logger(stream: TextIO, anchor: Anchor) -> FilteringBoundLogger:
-    """The broker's log: one JSON object a line; SIMULATION in each one if it is one."""
-    logger: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(stream),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-    ).bind(anchor=anchor.name)
-    return logger
 
 
 def _tell_ready(descriptor: int, address: Address) -> None:

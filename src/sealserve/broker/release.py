@@ -232,6 +232,7 @@ class KeyRelease:
             "code": decision.error.code if decision.error else _RELEASED,
             "peer": case.request.peer,
             "anchor": self._verifier.anchor.name,
+            "verifiers": list(self._verifier.names),
             "reasons": case.reasons,
             **case.facts,
         }

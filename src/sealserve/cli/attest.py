@@ -11,13 +11,16 @@ from sealserve.cli import console
 from sealserve.cli.evidence import (
     AnchorOption,
     AtOption,
+    BothOption,
     CollateralOption,
     EventsOption,
     QuoteArgument,
 )
+from sealserve.cli.measure import measure
 from sealserve.cli.td_options import SYSFS, SimulationOption, SysfsOption
 
 app = typer.Typer(help="Make, read and verify TDX quotes.", no_args_is_help=True)
+app.command()(measure)
 
 
 @app.callback()
@@ -54,6 +57,7 @@ def verify(
     ] = None,
     events: EventsOption = None,
     at: AtOption = None,
+    require_both: BothOption = False,
     as_json: console.JsonFlag = False,
 ) -> None:
     """Verify that a quote is genuine and, with --policy, that its guest is trusted.
@@ -67,7 +71,7 @@ def verify(
     from sealserve.attestation.appraisal import appraise
     from sealserve.cli.evidence import facts_text, read_events, verify_quote
 
-    td, now = verify_quote(quote, collateral, anchor, at)
+    td, now = verify_quote(quote, collateral, anchor, at, require_both=require_both)
     if policy is None:
         console.emit(
             {"verified": True, "trusted": None, "td": td.to_dict()},

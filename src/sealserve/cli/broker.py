@@ -71,6 +71,13 @@ def serve(
             help="SIMULATION ONLY: believe this root (DER) instead of Intel's, and no real guest."
         ),
     ] = None,
+    require_both: Annotated[
+        bool,
+        typer.Option(
+            "--require-both",
+            help="Release only what dcap-qvl and the reference verifier both accept.",
+        ),
+    ] = False,
     ready_fd: Annotated[
         int | None,
         typer.Option(help="Write one JSON line with the address here once it answers.", min=1),
@@ -86,7 +93,16 @@ def serve(
     from sealserve.broker.process import serve as run
 
     address = Address.parse(listen, where="--listen")
-    run(ServeOptions(directory, address, collateral, simulation_anchor, ready_fd))
+    run(
+        ServeOptions(
+            directory,
+            address,
+            collateral,
+            simulation_anchor=simulation_anchor,
+            require_both=require_both,
+            ready_fd=ready_fd,
+        )
+    )
 
 
 @app.command()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnchorOption",
     "AtOption",
+    "BothOption",
     "CollateralOption",
     "EventsOption",
     "QuoteArgument",
@@ -51,8 +52,21 @@ EventsOption = Annotated[
 ]
 
 
+BothOption = Annotated[
+    bool,
+    typer.Option(
+        "--require-both", help="Ask the reference verifier too: both must accept and agree."
+    ),
+]
+
+
 def verify_quote(
-    quote: Path, collateral: Path, anchor: Path | None, at: str | None
+    quote: Path,
+    collateral: Path,
+    anchor: Path | None,
+    at: str | None,
+    *,
+    require_both: bool = False,
 ) -> tuple[VerifiedTd, datetime]:
     """Verify a quote file, and say for which time."""
     from sealserve.attestation.collateral import Collateral
@@ -60,7 +74,7 @@ def verify_quote(
     from sealserve.tdx.quote import load_quote
 
     now = _time(at) if at else datetime.now(UTC)
-    verifier = Verifier(Anchor.load(anchor))
+    verifier = Verifier(Anchor.load(anchor), require_both=require_both)
     return verifier.verify(load_quote(quote), Collateral.load(collateral), now), now
 
 
