@@ -1,0 +1,81 @@
+"""One guest for all tests: booted when the first of them asks for what it found."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.conftest import missing
+from tests.kernel.machine import run_guest, why_not
+from tests.kernel.package import NoKernelError, cached_kernel
+from tests.volume.conftest import Sealed, owner, plain, sealed, source
+from tests.volume.headers import CRAFTED
+
+__all__ = ["guest", "owner", "plain", "sealed", "source"]
+
+VICTIM = "models/net/1/variables/data"
+HOSTILE = (
+    "null segment cipher",
+    "null keyslot cipher",
+    "other segment cipher",
+    "segment offset",
+    "weak pbkdf2",
+    "argon2 bomb",
+    "another uuid",
+)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What was planned for the guest, and what it found, by scenario."""
+
+    plan: dict[str, Any]
+    found: dict[str, Any]
+
+    def __getitem__(self, scenario: str) -> dict[str, Any]:
+        """What a scenario found; fails where it failed."""
+        finding: dict[str, Any] = self.found[scenario]
+        assert "failed" not in finding, finding["failed"]
+        return finding
+
+
+@pytest.fixture(scope="session")
+def guest(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    """The findings of a guest that tried everything in `tests.kernel.scenarios`."""
+    if reason := why_not():
+        missing("a machine to boot a kernel in", reason)
+    try:
+        kernel = cached_kernel()
+    except NoKernelError as error:
+        missing("a kernel to boot", str(error))
+        raise AssertionError from None
+    plan = _plan(sealed)
+    public = sealed.owner.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    files = {
+        "models.seal": sealed.path,
+        "models.record": sealed.raw,
+        "owner.pub": public,
+        "plan.json": json.dumps(plan).encode(),
+    }
+    with sealed.path.open("rb") as file:
+        area = file.read(sealed.record.header.size)
+    # Only the metadata: the keyslots behind it stay as they are.
+    files |= {f"{name}.header": CRAFTED[name](area)[:0x8000] for name in HOSTILE}
+    found = run_guest(kernel, sealed.key, files, tmp_path_factory.mktemp("guest"))
+    return Guest(plan, found)
+
+
+def _plan(sealed: Sealed) -> dict[str, Any]:
+    record = sealed.record
+    segment = range(record.segment_offset * 8, record.verity.hash_offset * 8)
+    return {
+        "data": random.sample(segment, 24),
+        "header": [5000 * 8 + 3],
+        "leaf": [(record.file_size - 4096) * 8 + 5],  # the first digest in the last block
+        "victim": VICTIM,
+    }

@@ -1,0 +1,132 @@
+"""Boot the guest, let it run its scenarios, bring back what it found.
+
+The key goes to the guest through QEMU's fw_cfg device from a memfd: it stands on
+no command line and in no file. What the guest finds comes back over a second
+serial line, so that the kernel's own words can not get between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import sealserve
+import tests
+from tests.kernel.initramfs import MODULES, SITE, TOOL_PATH, Initramfs
+from tests.kernel.package import Kernel
+
+KERNEL_MODULES = (
+    "virtio_pci", "virtio_blk", "virtio_console", "qemu_fw_cfg", "loop", "xts", "aesni_intel",
+    "dm_mod", "dm_verity", "dm_crypt",
+)  # fmt: skip
+TOOLS = ("losetup", "veritysetup", "cryptsetup", "mount", "umount")
+DISTRIBUTIONS = ("cryptography", "pydantic", "structlog", "typer", "rich")
+
+_KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
+_INIT_ARGUMENTS = "-- -P -m tests.kernel.inside"
+
+# The hard limit; an idle machine needs about an eighth of it.
+_TIMEOUT = 240
+
+
+def why_not() -> str | None:
+    """Why no guest can be booted here, as far as this is known before trying."""
+    if platform.machine() != "x86_64":
+        return "this is not an x86-64 machine, and the guest runs this machine's programs"
+    if not shutil.which("qemu-system-x86_64"):
+        return "install qemu-system-x86"
+    return None
+
+
+def run_guest(
+    kernel: Kernel, key: bytes, files: Mapping[str, Path | bytes], work: Path
+) -> dict[str, Any]:
+    """Boot a guest that runs `tests.kernel.scenarios`.
+
+    Args:
+        kernel: what to boot.
+        key: the volume key.
+        files: what stands in the guest's ``/data``, by name.
+        work: a directory for disk and console log.
+
+    Returns:
+        What each scenario found, by name.
+    """
+    disk = _disk(files, work)
+    console, results = work / "console.log", work / "results.jsonl"
+    with tempfile.TemporaryFile(dir=work) as initrd, os.fdopen(
+        os.memfd_create("key"), "w+b", buffering=0
+    ) as key_file:  # fmt: skip
+        python = _write_initrd(kernel, initrd)
+        initrd.flush()
+        key_file.write(key)
+        command = [
+            "qemu-system-x86_64", "-M", "q35,accel=tcg", "-cpu", "max", "-m", "768",
+            "-nodefaults", "-display", "none", "-no-reboot",
+            "-serial", f"file:{console}",
+            "-device", "virtio-serial", "-device", "virtserialport,chardev=results",
+            "-chardev", f"file,id=results,path={results}",
+            "-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{initrd.fileno()}",
+            "-append", f"{_KERNEL_OPTIONS} PYTHONPATH={SITE} rdinit={python} {_INIT_ARGUMENTS}",
+            "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe",
+            "-fw_cfg", f"name=opt/sealserve.test/key,file=/proc/self/fd/{key_file.fileno()}",
+        ]  # fmt: skip
+        try:
+            ended = subprocess.run(
+                command,
+                pass_fds=(initrd.fileno(), key_file.fileno()),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT,
+                check=False,
+            ).stderr
+        except subprocess.TimeoutExpired:
+            ended = f"the guest was stopped after {_TIMEOUT} s"
+    found = dict(json.loads(line) for line in results.read_text().splitlines())
+    if not found.pop("complete", False):
+        log = console.read_text(errors="replace")[-5000:]
+        raise AssertionError(f"the guest came not to its end: {ended}\n{log}")
+    return found
+
+
+def _disk(files: Mapping[str, Path | bytes], work: Path) -> Path:
+    """A disk image with these files; needs no root."""
+    content = work / "data"
+    content.mkdir()
+    for name, source in files.items():
+        target = content / name
+        if isinstance(source, bytes):
+            target.write_bytes(source)
+        else:
+            subprocess.run(["cp", "--sparse=always", source, target], check=True)
+    disk = work / "data.img"
+    mkfs = shutil.which("mkfs.ext4", path=TOOL_PATH)
+    # Sparse: the guest makes copies in it.
+    subprocess.run(
+        [mkfs or "mkfs.ext4", "-q", "-d", content, disk, "512M"], check=True, capture_output=True
+    )
+    return disk
+
+
+def _write_initrd(kernel: Kernel, file: IO[bytes]) -> Path:
+    root = Initramfs()
+    python = root.add_python()
+    for tool in TOOLS:
+        root.add_tool(tool)
+    root.add_distributions(*DISTRIBUTIONS)
+    root.add_tree(Path(sealserve.__file__).parent, SITE / "sealserve")
+    here = Path(str(tests.__file__)).parent
+    for name in ("__init__.py", "kernel/__init__.py", "kernel/inside.py", "kernel/scenarios.py"):
+        root.add_content(SITE / "tests" / name, (here / name).read_bytes())
+    for number, module in enumerate(kernel.modules_with_needs(*KERNEL_MODULES)):
+        root.add_content(MODULES / f"{number:02}.ko", module)
+    root.write(file)
+    return python

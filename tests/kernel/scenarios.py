@@ -1,0 +1,333 @@
+"""What is tried in the guest. Each scenario returns what it saw; the tests judge it outside.
+
+In ``/data``: the sealed volume with its record and its owner's public key, and
+``plan.json``: which bits to flip and which headers to swap in.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sealserve.errors import SealserveError
+from sealserve.volume.engine import verify_file
+from sealserve.volume.kernel_driver import KernelDriver, attach_loop
+from sealserve.volume.mapper import open_volume_file
+from sealserve.volume.mount import mount_sealed
+from sealserve.volume.owner import load_owner_public
+from sealserve.volume.process import Runner, run, secret_pipe
+from sealserve.volume.record import BLOCK_SIZE, VolumeRecord, open_record
+
+DATA = Path("/data")
+VOLUME = DATA / "models.seal"
+COPY = DATA / "copy.seal"
+MOUNTPOINT = Path("/mnt")
+
+_FIBMAP = 1  # <linux/fs.h>: a file's block number on its device
+
+
+def by_command(key: bytes) -> dict[str, Any]:
+    """``sealserve volume mount --driver kernel``, ended by SIGTERM."""
+    with _mount_command(key) as process:
+        assert process.stdout is not None
+        answer = process.stdout.readline().decode()
+        source, options = _mount_entry()
+        found = {
+            "answer": answer,
+            "files": _sums(MOUNTPOINT),
+            "link": str((MOUNTPOINT / "tls" / "link to key").readlink()),
+            "options": options,
+            "stack": list(_stack(source)),
+            "key_seen": _processes_that_show(key),
+        }
+        process.terminate()
+        return {**found, "status": process.wait(60)}
+
+
+def by_command_with_wrong_key(key: bytes) -> dict[str, Any]:
+    """The same with another key of the right size."""
+    with _mount_command(bytes(reversed(key))) as process:
+        output, errors = process.communicate(timeout=60)
+        return {"status": process.returncode, "output": output.decode(), "errors": errors.decode()}
+
+
+def wrong_key_past_our_check(key: bytes) -> dict[str, Any]:
+    """The driver alone, which does not compare key ids: the keyslot must refuse."""
+    return {"outcome": _attempt(lambda: _open_and_close(VOLUME, bytes(reversed(key))))}
+
+
+def every_block(key: bytes) -> dict[str, Any]:
+    """The undamaged volume, block by block, as the kernel decrypts it."""
+    with _device(VOLUME, key) as device:
+        return {"sha256": hashlib.sha256(b"".join(_blocks(device).values())).hexdigest()}
+
+
+def flipped_data(key: bytes) -> dict[str, Any]:
+    """Bits of the segment: our full check, then the kernel's reads of every block."""
+    with _device(VOLUME, key) as device:
+        good = _blocks(device)
+    with _flipped("data"):
+        with open_volume_file(COPY) as descriptor:
+            refused = _attempt(lambda: verify_file(descriptor, _record()))
+        with _device(COPY, key) as device:
+            return {"refused": refused, **_compared(good, _blocks(device))}
+
+
+def flipped_leaf(key: bytes) -> dict[str, Any]:
+    """A bit of the tree's last leaf block: our check, then the kernel's reads."""
+    with _device(VOLUME, key) as device:
+        good = _blocks(device)
+    with _flipped("leaf"):
+        refused = _attempt(lambda: _mount_and_close(COPY, key))
+        with _device(COPY, key) as device:
+            return {"refused": refused, **_compared(good, _blocks(device))}
+
+
+def flipped_header(key: bytes) -> dict[str, Any]:
+    """A bit of the LUKS2 metadata: our check, then the driver without it."""
+    with _flipped("header"):
+        return {
+            "refused": _attempt(lambda: _mount_and_close(COPY, key)),
+            "past_our_check": _attempt(lambda: _open_and_close(COPY, key)),
+        }
+
+
+def flipped_file(key: bytes) -> dict[str, Any]:
+    """A bit under one mounted file: that file gives EIO, the others are whole."""
+    victim = Path(_plan()["victim"])
+    with mount_sealed(VOLUME, _record(), key, MOUNTPOINT, driver="kernel"):
+        block = _block_of(MOUNTPOINT / victim)
+    shutil.copyfile(VOLUME, COPY)
+    _flip(COPY, (_record().segment_offset + block * BLOCK_SIZE) * 8 + 77)
+    with mount_sealed(COPY, _record(), key, MOUNTPOINT, driver="kernel"):
+        try:
+            (MOUNTPOINT / victim).read_bytes()
+            number = 0
+        except OSError as error:
+            number = error.errno or -1
+        return {"errno": number, "files": _sums(MOUNTPOINT, leave_out=victim)}
+
+
+def swapped_header(key: bytes) -> dict[str, Any]:
+    """The host swaps its own header in, between our check and a program's start."""
+    shutil.copyfile(VOLUME, COPY)
+    with COPY.open("rb") as file:
+        original = file.read(_record().header.size)
+    outcomes = {}
+    for name, header in _headers().items():
+        for program in ("veritysetup", "cryptsetup"):
+
+            def swapping(command: Sequence[str], *, pass_fds: Sequence[int] = (),
+                         timeout: float = 60, program: str = program,
+                         header: bytes = header) -> str:  # fmt: skip
+                if list(command[:2]) == [program, "open"]:
+                    _overwrite(COPY, header)
+                return run(command, pass_fds=pass_fds, timeout=timeout)
+
+            outcomes[f"{name} before {program}"] = _attempt(
+                lambda swapping=swapping: _open_and_close(COPY, key, swapping)
+            )
+            _overwrite(COPY, original)
+    return {"outcomes": outcomes}
+
+
+def swapped_header_without_verity(key: bytes) -> dict[str, Any]:
+    """The control: what cryptsetup makes of these headers when nobody checks them."""
+    shutil.copyfile(VOLUME, COPY)
+    opened = []
+    for name, header in _headers().items():
+        _overwrite(COPY, header)
+        loop = attach_loop(COPY, run)
+        try:
+            with secret_pipe(key) as reader:
+                options = ["--readonly", f"--key-file=/proc/self/fd/{reader}"]
+                run(["cryptsetup", "open", *options, loop, "hostile"], pass_fds=[reader], timeout=5)
+            run(["cryptsetup", "close", "hostile"])
+            opened.append(name)
+        except SealserveError:
+            pass
+        finally:
+            run(["losetup", "--detach", loop])
+    return {"opened": opened}
+
+
+SCENARIOS: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        by_command,
+        by_command_with_wrong_key,
+        wrong_key_past_our_check,
+        every_block,
+        flipped_data,
+        flipped_leaf,
+        flipped_header,
+        flipped_file,
+        swapped_header,
+        swapped_header_without_verity,
+    )
+}
+
+
+@contextmanager
+def _mount_command(key: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    command = [
+        sys.executable, "-P", "-m", "sealserve", "volume", "mount", str(VOLUME), str(MOUNTPOINT),
+        "--record", str(DATA / "models.record"), "--owner-pub", str(DATA / "owner.pub"),
+        "--driver", "kernel", "--key-fd", "0",
+    ]  # fmt: skip
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        process.stdin.write(key)
+        process.stdin.close()
+        process.stdin = None  # else `communicate` would write to it again
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _device(path: Path, key: bytes) -> Iterator[Path]:
+    """The decrypted device of the driver alone: nothing of ours has looked at the data."""
+    mapping = KernelDriver().open(path, _record(), key, MOUNTPOINT)
+    try:
+        yield mapping.device
+    finally:
+        mapping.close()
+
+
+def _open_and_close(path: Path, key: bytes, runner: Runner = run) -> None:
+    KernelDriver(runner).open(path, _record(), key, MOUNTPOINT).close()
+
+
+def _mount_and_close(path: Path, key: bytes) -> None:
+    mount_sealed(path, _record(), key, MOUNTPOINT, driver="kernel").close()
+
+
+def _attempt(action: Callable[[], None]) -> str:
+    """The refusal, which ends with its code; or ``opened``."""
+    try:
+        action()
+    except SealserveError as error:
+        return str(error)
+    return "opened"
+
+
+def _record() -> VolumeRecord:
+    raw = (DATA / "models.record").read_bytes()
+    return open_record(raw, load_owner_public(DATA / "owner.pub"))
+
+
+def _plan() -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads((DATA / "plan.json").read_bytes())
+    return plan
+
+
+def _headers() -> dict[str, bytes]:
+    return {path.stem: path.read_bytes() for path in sorted(DATA.glob("*.header"))}
+
+
+def _blocks(device: Path) -> dict[int, bytes]:
+    """Every block that can be read, straight from the device, by number."""
+    blocks = {}
+    descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, BLOCK_SIZE) as buffer:
+            for number in range(os.lseek(descriptor, 0, os.SEEK_END) // BLOCK_SIZE):
+                try:
+                    assert os.preadv(descriptor, [buffer], number * BLOCK_SIZE) == BLOCK_SIZE
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    continue
+                blocks[number] = buffer[:]
+    finally:
+        os.close(descriptor)
+    return blocks
+
+
+def _compared(good: dict[int, bytes], found: dict[int, bytes]) -> dict[str, list[int]]:
+    return {
+        "wrong": [number for number, block in found.items() if block != good[number]],
+        "eio": [number for number in good if number not in found],
+    }
+
+
+@contextmanager
+def _flipped(where: str) -> Iterator[None]:
+    shutil.copyfile(VOLUME, COPY)
+    for bit in _plan()[where]:
+        _flip(COPY, bit)
+    yield
+
+
+def _flip(path: Path, bit: int) -> None:
+    with path.open("rb") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+    _overwrite(path, bytes([byte ^ 1 << bit % 8]), bit // 8)
+
+
+def _overwrite(path: Path, content: bytes, offset: int = 0) -> None:
+    with path.open("r+b", buffering=0) as file:
+        file.seek(offset)
+        file.write(content)
+        os.fsync(file.fileno())
+
+
+def _sums(root: Path, leave_out: Path | None = None) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file() and path.relative_to(root) != leave_out
+    }
+
+
+def _block_of(path: Path) -> int:
+    """Where a file's second block stands on its device."""
+    with path.open("rb") as file:
+        return int(struct.unpack("i", fcntl.ioctl(file, _FIBMAP, struct.pack("i", 1)))[0])
+
+
+def _mount_entry() -> tuple[str, list[str]]:
+    """Device and options of what is mounted at the mount point (proc(5), mountinfo)."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[4] == str(MOUNTPOINT):
+            return fields[fields.index("-") + 2], fields[5].split(",")
+    raise AssertionError("nothing is mounted")
+
+
+def _stack(device: str) -> Iterator[list[str]]:
+    """From the mounted device down: what each layer is, and whether it is read-only."""
+    block = Path("/sys/block", Path(device).resolve().name)
+    while True:
+        uuid, backing = block / "dm" / "uuid", block / "loop" / "backing_file"
+        what = uuid.read_text() if uuid.exists() else backing.read_text()
+        yield [what.strip(), (block / "ro").read_text().strip()]
+        below = list(block.glob("slaves/*"))
+        if not below:
+            return
+        (block,) = (Path("/sys/block", slave.name) for slave in below)
+
+
+def _processes_that_show(key: bytes) -> list[str]:
+    return [
+        str(path)
+        for name in ("cmdline", "environ")
+        for path in Path("/proc").glob(f"[0-9]*/{name}")
+        if key in path.read_bytes() or key.hex().encode() in path.read_bytes()
+    ]
