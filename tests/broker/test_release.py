@@ -25,6 +25,7 @@ from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 from sealserve.wire.broker import v1_pb2
 from sealserve.wire.limits import MAX_RECORD_BYTES
+from tests.attestation.test_published_quotes import ROWS, Row, published
 from tests.broker.conftest import REGISTERS, RESOURCE, World, policy_for, serve, utc_now
 from tests.broker.wire import Answer, Wire
 from tests.vectors import read_vector, vector_path
@@ -303,28 +304,32 @@ def test_published_quotes_get_nothing(world: World) -> None:
     assert {line["verdict"] for line in world.lines()} == {"denied"}
 
 
-@pytest.mark.parametrize(
-    ("name", "now"),
-    [
-        ("tdx_quote", datetime(2025, 7, 1, tzinfo=UTC)),
-        ("tdx_quote_td15ex", datetime(2026, 10, 20, tzinfo=UTC)),
-    ],
-)
-def test_a_genuine_published_quote_in_its_time_is_not_fresh(
-    broker: Broker, world: World, name: str, now: datetime
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.quote} by {row.collateral[0]}")
+def test_a_published_quote_gets_nothing_and_its_own_code(
+    broker: Broker, world: World, row: Row
 ) -> None:
-    """Intel's anchor and true collateral: all cryptography passes, and still nothing comes."""
-    collateral = vector_path(f"dcap-qvl/{name}_collateral.json")
-    quote = read_vector(f"dcap-qvl/{name}")
-    _, server, _, _ = serve(broker, Verifier(INTEL), collateral, now=lambda: now)
+    """Intel's anchor and true collateral: at best all cryptography passes, and nothing comes."""
+    collateral, day = row.collateral
+    genuine = row.outcome == "UpToDate"
+    _, server, _, _ = serve(
+        broker,
+        Verifier(INTEL, require_both=True),
+        vector_path(f"dcap-qvl/{collateral}_collateral.json"),
+        now=lambda: datetime.fromisoformat(day).replace(tzinfo=UTC),
+    )
     try:
         with Wire(world, str(server.address)) as wire:
-            answer = wire.release(wire.request(generate_key(), quote=quote))
+            answer = wire.release(wire.request(generate_key(), quote=published(row.quote)))
     finally:
         server.stop()
-    assert answer == Answer(None, "PERMISSION_DENIED", "release.binding_mismatch")
+    assert answer.sealed is None
     (line,) = world.lines()
-    assert (line["code"], line["tcb_status"]) == ("release.binding_mismatch", "UpToDate")
+    if genuine:
+        assert answer == Answer(None, "PERMISSION_DENIED", "release.binding_mismatch")
+        assert (line["code"], line["tcb_status"]) == ("release.binding_mismatch", "UpToDate")
+    else:
+        assert answer == Answer(None, "PERMISSION_DENIED", f"release.denied {row.outcome}")
+        assert [reason["code"] for reason in line["reasons"]] == [row.outcome]
 
 
 @pytest.mark.parametrize(
