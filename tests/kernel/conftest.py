@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def guest(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Guest:
         raise AssertionError from None
     plan = _plan(sealed)
     public = sealed.owner.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    files = {
+    files: dict[str, Path | bytes] = {
         "models.seal": sealed.path,
         "models.record": sealed.raw,
         "owner.pub": public,

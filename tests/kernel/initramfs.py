@@ -24,12 +24,14 @@ from packaging.utils import canonicalize_name
 SITE = Path("/site")
 MODULES = Path("/modules")
 
+_STANDARD_LIBRARY = ("stdlib", "platstdlib")
 TOOL_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 # Parts of the standard library that nothing in the guest imports; half of its size.
-_LEFT_OUT = re.compile(
-    r"(^|/)(test|tests|idlelib|tkinter|ensurepip|lib2to3|turtledemo|pydoc_data|config-[^/]*|"
-    r"site-packages|dist-packages|__pycache__|_test[^/]*\.so)(/|$)"
+_LEFT_OUT_DIRECTORIES = re.compile(
+    r"test|tests|idlelib|tkinter|ensurepip|lib2to3|turtledemo|pydoc_data|config-.*|"
+    r"site-packages|dist-packages|__pycache__"
 )
+_LEFT_OUT_FILES = re.compile(r"_(test|tkinter|sqlite3|curses).*\.so")
 
 
 class Initramfs:
@@ -57,8 +59,7 @@ class Initramfs:
         """The interpreter and its standard library; returns the interpreter's path."""
         python = Path(sys.executable).resolve()
         self._add_binary(python)
-        for name in ("stdlib", "platstdlib"):
-            library = Path(sysconfig.get_path(name, vars={"base": sys.base_prefix})).resolve()
+        for library in {Path(sysconfig.get_path(name)).resolve() for name in _STANDARD_LIBRARY}:
             self.add_tree(library, library)
         return python
 
@@ -78,11 +79,13 @@ class Initramfs:
             wanted += [n.name for n in needs if not n.marker or n.marker.evaluate({"extra": ""})]
 
     def add_tree(self, source: Path, target: Path) -> None:
-        """A directory with everything in it."""
-        for path in source.rglob("*"):
-            inside = path.relative_to(source)
-            if path.is_file() and not _LEFT_OUT.search(str(inside)):
-                self._add_file(path, target / inside)
+        """A directory with what is in it, but for the parts that no guest needs."""
+        for directory, below, names in os.walk(source):
+            below[:] = [name for name in below if not _LEFT_OUT_DIRECTORIES.fullmatch(name)]
+            inside = target / Path(directory).relative_to(source)
+            for name in names:
+                if not _LEFT_OUT_FILES.fullmatch(name):
+                    self._add_file(Path(directory, name), inside / name)
 
     def write(self, file: IO[bytes]) -> None:
         """Write a cpio archive of format "newc".

@@ -115,7 +115,8 @@ def _output(command: list[str], directory: Path) -> str:
     )
     if done.returncode and command[0] != "apt-cache":
         lines = done.stderr.strip().splitlines()
-        raise NoKernelError(f"{command[0]} failed: {lines[-1] if lines else done.returncode}")
+        reason = lines[-1] if lines else f"status {done.returncode}"
+        raise NoKernelError(f"{command[0]} failed (is `apt-get update` due?): {reason}")
     return done.stdout
 
 

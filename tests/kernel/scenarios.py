@@ -43,7 +43,10 @@ def by_command(key: bytes) -> dict[str, Any]:
     """``sealserve volume mount --driver kernel``, ended by SIGTERM."""
     with _mount_command(key) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         answer = process.stdout.readline().decode()
+        if not answer:
+            raise RuntimeError(process.stderr.read().decode())
         source, options = _mount_entry()
         found = {
             "answer": answer,
@@ -121,17 +124,8 @@ def swapped_header(key: bytes) -> dict[str, Any]:
     outcomes = {}
     for name, header in _headers().items():
         for program in ("veritysetup", "cryptsetup"):
-
-            def swapping(command: Sequence[str], *, pass_fds: Sequence[int] = (),
-                         timeout: float = 60, program: str = program,
-                         header: bytes = header) -> str:  # fmt: skip
-                if list(command[:2]) == [program, "open"]:
-                    _overwrite(COPY, header)
-                return run(command, pass_fds=pass_fds, timeout=timeout)
-
-            outcomes[f"{name} before {program}"] = _attempt(
-                lambda swapping=swapping: _open_and_close(COPY, key, swapping)
-            )
+            attempt = functools.partial(_open_and_close, COPY, key, _swapping(program, header))
+            outcomes[f"{name} before {program}"] = _attempt(attempt)
             _overwrite(COPY, original)
     return {"outcomes": outcomes}
 
@@ -198,6 +192,19 @@ def _device(path: Path, key: bytes) -> Iterator[Path]:
         yield mapping.device
     finally:
         mapping.close()
+
+
+def _swapping(program: str, header: bytes) -> Runner:
+    """A runner that writes a header into the file just before a program opens it."""
+
+    def swap_and_run(
+        command: Sequence[str], *, pass_fds: Sequence[int] = (), timeout: float = 60
+    ) -> str:
+        if list(command[:2]) == [program, "open"]:
+            _overwrite(COPY, header)
+        return run(command, pass_fds=pass_fds, timeout=timeout)
+
+    return swap_and_run
 
 
 def _open_and_close(path: Path, key: bytes, runner: Runner = run) -> None:
