@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from sealserve.address import Address
 from sealserve.attestation import ratls
 from sealserve.errors import Refused, Unavailable
 from sealserve.simulator.impostor import Impostor, forge, steal_evidence
-from tests.simulated import EVENTS, NOW, collateral, fitting_policy, platform, report, verifier
+from tests.simulated import EVENTS, collateral, fitting_policy, platform, report, verifier
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +95,13 @@ def test_stolen_evidence_is_refused_and_nothing_was_sent(
     with serving(context_of(identity, tmp_path)) as victim:
         stolen = steal_evidence(victim)
         honest = fetch(victim)
-    ratls.check_certificate(honest, verifier(), collateral(), fitting_policy(), NOW)
+    ratls.check_certificate(honest, verifier(), collateral(), fitting_policy(), datetime.now(UTC))
     with impostor(stolen) as server:
         shown = fetch(server.address)
         with pytest.raises(Refused) as caught:
-            ratls.check_certificate(shown, verifier(), collateral(), fitting_policy(), NOW)
+            ratls.check_certificate(
+                shown, verifier(), collateral(), fitting_policy(), datetime.now(UTC)
+            )
     assert caught.value.code == "binding.key_mismatch"
     assert server.counts.to_dict() == {
         "connections": 1,
