@@ -21,6 +21,7 @@ setpriv                util-linux       ends the server with its guest
 tests='
 openssl                openssl          judges our certificates and ciphers
 swtpm                  swtpm            a TPM to speak to, as on Azure
+qemu-system-x86_64     qemu-system-x86  boots a kernel with device-mapper
 '
 
 python=${PYTHON:-python3}
@@ -83,4 +84,9 @@ if [ -n "$packages" ]; then
     else
         echo "note: some tests will be skipped. To run them: $(advice $packages)" >&2
     fi
+fi
+
+# The kernel that those tests boot is brought by apt, which must know what there is.
+if can_install && ! ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1; then
+    apt-get update -qq
 fi
