@@ -155,6 +155,31 @@ def test_mount_until_told_to_stop(made: Made, tmp_path: Path, number: signal.Sig
     assert not mountpoint.exists()
 
 
+def test_a_mount_answers_through_a_pipe_while_it_lasts(made: Made, tmp_path: Path) -> None:
+    """The JSON was once kept in a buffer until the mount had ended."""
+    command = [
+        sys.executable, "-m", "sealserve", "volume", "mount", made.volume, tmp_path / "mnt",
+        "--record", made.record, "--owner-pub", made.public, "--driver", "fuse",
+        "--key-fd", "0", "--json",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as mounting:
+        assert mounting.stdin is not None
+        assert mounting.stdout is not None
+        mounting.stdin.write(made.key)
+        mounting.stdin.close()
+        answer = b""
+        for line in mounting.stdout:
+            answer += line
+            if line == b"}\n":
+                break
+        mounted = is_mounted(tmp_path / "mnt")
+        mounting.terminate()
+    assert json.loads(answer)["driver"] == "fuse"
+    assert mounted
+
+
 def test_mount_refuses(made: Made, tmp_path: Path) -> None:
     common = ["volume", "mount", made.volume, tmp_path / "mnt", "--record", made.record]
     common += ["--owner-pub", made.public, "--json"]

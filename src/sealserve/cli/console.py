@@ -45,6 +45,8 @@ def emit(result: dict[str, Any], *, as_json: bool, text: str) -> None:
     """Print a command's result: the JSON object, or the sentence for people."""
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2, sort_keys=True) + "\n")
+        # A command that goes on running after its answer may be read through a pipe.
+        sys.stdout.flush()
     else:
         OUT.print(text, markup=False)
 
