@@ -22,7 +22,7 @@ tests='
 openssl                openssl          judges our certificates and ciphers
 swtpm                  swtpm            a TPM to speak to, as on Azure
 qemu-system-x86_64     qemu-system-x86  boots a kernel with device-mapper
-zstd                   zstd             unpacks that kernel's modules on Ubuntu
+zstd                   zstd             unpacks the modules of a Ubuntu kernel
 '
 
 python=${PYTHON:-python3}
