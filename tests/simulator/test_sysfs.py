@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from sealserve.simulator.td import report_of
 from sealserve.tdx.eventlog import RuntimeEvent, replay
 from sealserve.tdx.guest import TdxGuest
 from sealserve.tdx.quote import parse_quote
+from sealserve.tdx.replay import compare, replay_logs
 from tests.conftest import missing
 
 DATA = bytes(range(64))
@@ -140,6 +142,39 @@ def test_register_manners(td: Path) -> None:
         assert write_error(registers / name, bytes(48)) == errno.EACCES
 
 
+def test_the_boot_log_is_where_the_kernel_shows_it(td: Path) -> None:
+    tables = td / "firmware/acpi/tables"
+    files = sorted(path.relative_to(tables) for path in tables.rglob("*") if path.is_file())
+    assert files == [Path("CCEL"), Path("data/CCEL")]
+    log, table = (tables / "data/CCEL").read_bytes(), (tables / "CCEL").read_bytes()
+    quoted = parse_quote(TdxGuest(td, allow_simulation=True).quote(DATA)).report
+    matches = compare(replay_logs(log, table=table).registers, quoted)
+    assert [match.matches for match in matches] == [True] * 4
+    for path, content in ((tables / "CCEL", table), (tables / "data/CCEL", log)):
+        status = path.stat()
+        assert stat.S_IMODE(status.st_mode) == 0o400
+        assert status.st_size == len(content)
+        assert write_error(path, b"x") == errno.EACCES
+        assert path.read_bytes() == content
+    assert mkdir_error(tables / "data/more") == errno.EPERM
+
+
+def test_the_boot_log_explains_a_quote_by_command(td: Path, tmp_path: Path) -> None:
+    tables, quote = td / "firmware/acpi/tables", tmp_path / "quote"
+    quote.write_bytes(TdxGuest(td, allow_simulation=True).quote(DATA))
+    explained = attest_replay(tables / "data/CCEL", tables / "CCEL", quote)
+    assert explained.returncode == 0, explained.stderr
+    assert explained.stdout.count("matches") == 4
+
+    changed = bytearray((tables / "data/CCEL").read_bytes())
+    first = 32 + int.from_bytes(changed[28:32], "little")  # behind the log's head
+    changed[first + 14] ^= 1  # register, type, count and algorithm come before the digest
+    (tmp_path / "log").write_bytes(changed)
+    told = attest_replay(tmp_path / "log", tables / "CCEL", quote)
+    assert told.returncode == 3, told.stderr
+    assert (told.stdout.count("DIFFERS"), told.stdout.count("matches")) == (1, 3)
+
+
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, platform_dir: Path) -> None:
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-m", "sealserve", "simulate", "td", "--mount"]
@@ -147,6 +182,12 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, platform_dir
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert result.returncode == 4
     assert "simulator.mount_failed" in result.stderr
+
+
+def attest_replay(log: Path, table: Path, quote: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sealserve", "attest", "replay", str(log)]
+    command += ["--table", str(table), "--quote", str(quote)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def read_error(path: Path) -> int | None:

@@ -5,11 +5,13 @@ Rules this module keeps:
 * The kernel's manners, also the awkward ones: an ``inblob`` is committed when
   it is closed and its error is lost; ``outblob`` fails with EINVAL unless
   exactly 64 bytes were committed, and is cached for one generation;
-  ``generation`` counts writes; an RTMR takes exactly 48 bytes at offset 0.
+  ``generation`` counts writes; an RTMR takes exactly 48 bytes at offset 0; only
+  the owner reads the boot event log, the whole area with its padding.
 * The provider text is the simulator's own, so that nobody takes it for real.
 
 So the production code of :mod:`sealserve.tdx.guest` is what runs.
-Source: Linux ``drivers/virt/coco/guest/report.c`` and ``tsm-mr.c``.
+Source: Linux ``drivers/virt/coco/guest/report.c`` and ``tsm-mr.c``, and
+``drivers/acpi/sysfs.c``.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ __all__ = ["mount"]
 
 _REPORTS = "/kernel/config/tsm/report"
 _MEASUREMENTS = "/class/misc/tdx_guest/measurements"
+_TABLES = "/firmware/acpi/tables"
 _REPORT_DATA_BYTES = 64
 _REGISTER_BYTES = 48
 _WRITE_LIMIT = 4096
@@ -79,7 +82,7 @@ class _OpenFile:
 
 
 class _Tree(mfusepy.Operations):  # type: ignore[misc]
-    """The two directories, and everything above them."""
+    """Reports, measurements and the boot event log, and everything above them."""
 
     use_ns = True
 
@@ -92,6 +95,8 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
         self._registers = {"mrtd:sha384": 0o444} | {
             f"rtmr{i}:sha384": 0o644 if i in _EXTENDABLE else 0o444 for i in range(4)
         }
+        log = td.boot_log
+        self._boot_log = {f"{_TABLES}/CCEL": log.table, f"{_TABLES}/data/CCEL": log.area}
 
     def init(self, path: str) -> None:
         del path
@@ -102,8 +107,9 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
         owner = {"st_uid": os.geteuid(), "st_gid": os.getegid()}
         mode = self._file_mode(path)
         if mode is not None:
-            # sysfs states a page as the size of whatever it has.
-            return {"st_mode": stat.S_IFREG | mode, "st_nlink": 1, "st_size": 4096, **owner}
+            # sysfs states a page as the size of whatever it has, but knows that of ACPI's tables.
+            size = len(self._boot_log[path]) if path in self._boot_log else 4096
+            return {"st_mode": stat.S_IFREG | mode, "st_nlink": 1, "st_size": size, **owner}
         if self._entries(path) is not None:
             return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2, **owner}
         raise mfusepy.FuseOSError(errno.ENOENT)
@@ -188,6 +194,8 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
         return 0
 
     def _content(self, path: str) -> bytes:
+        if path in self._boot_log:
+            return self._boot_log[path]
         directory, _, name = path.rpartition("/")
         if directory == _MEASUREMENTS:
             value: bytes = getattr(self._td.report, name.partition(":")[0])
@@ -202,6 +210,8 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
         return int(found[1]) if found else None
 
     def _file_mode(self, path: str) -> int | None:
+        if path in self._boot_log:
+            return 0o400
         directory, _, name = path.rpartition("/")
         if directory == _MEASUREMENTS:
             return self._registers.get(name)
@@ -220,7 +230,8 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
         if parent == _REPORTS:
             return list(_ATTRIBUTES) if name in self._reports else None
         above = path.rstrip("/") + "/"
-        branches = [p for p in (_REPORTS, _MEASUREMENTS) if p.startswith(above)]
+        leaves = (_REPORTS, _MEASUREMENTS, *self._boot_log)
+        branches = [p for p in leaves if p.startswith(above)]
         return sorted({p[len(above) :].split("/")[0] for p in branches}) or None
 
 
@@ -229,8 +240,8 @@ def mount(td: SoftwareTd, directory: Path, ready: Callable[[], None]) -> None:
 
     Args:
         td: the TD.
-        directory: an empty directory, made if need be; its ``kernel`` and
-            ``class`` are sysfs's.
+        directory: an empty directory, made if need be; its ``kernel``,
+            ``class`` and ``firmware`` are sysfs's.
         ready: called once, when the tree can be used.
 
     Raises:

@@ -1,7 +1,8 @@
 """A software TD: registers in memory, quotes signed by a simulated platform.
 
 Its measurements are derived from a label, so that the same label always gives
-the same "firmware" and another label another one.
+the same "firmware" and another label another one. RTMR0 to RTMR2 are what its
+boot event log comes to.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 from dataclasses import replace
 
 from sealserve.errors import InputError
+from sealserve.simulator.boot_log import BootLog, boot_log
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.tdx.eventlog import extend
 from sealserve.tdx.quote import TdReport
@@ -24,11 +26,8 @@ _TEE_TCB_SVN = bytes([6, 1, 3]) + bytes(13)
 
 
 def report_of(firmware: str = DEFAULT_FIRMWARE, report_data: bytes = bytes(64)) -> TdReport:
-    """The registers of a TD with this firmware at boot, RTMR3 untouched."""
-
-    def measure(register: str) -> bytes:
-        return hashlib.sha384(f"SIMULATION {register} of {firmware}".encode()).digest()
-
+    """The registers of a TD with this firmware after boot, RTMR3 untouched."""
+    rtmr0, rtmr1, rtmr2 = boot_log(firmware).registers
     return TdReport(
         tee_tcb_svn=_TEE_TCB_SVN,
         mrseam=hashlib.sha384(b"SIMULATION TDX module").digest(),
@@ -36,13 +35,13 @@ def report_of(firmware: str = DEFAULT_FIRMWARE, report_data: bytes = bytes(64)) 
         seam_attributes=bytes(8),
         td_attributes=_SEPT_VE_DISABLE,
         xfam=_XFAM,
-        mrtd=measure("MRTD"),
+        mrtd=hashlib.sha384(f"SIMULATION MRTD of {firmware}".encode()).digest(),
         mrconfigid=bytes(48),
         mrowner=bytes(48),
         mrownerconfig=bytes(48),
-        rtmr0=measure("RTMR0"),
-        rtmr1=measure("RTMR1"),
-        rtmr2=measure("RTMR2"),
+        rtmr0=rtmr0,
+        rtmr1=rtmr1,
+        rtmr2=rtmr2,
         rtmr3=bytes(48),
         report_data=report_data,
     )
@@ -59,6 +58,12 @@ class SoftwareTd:
     def __init__(self, platform: SimulatedPlatform, firmware: str = DEFAULT_FIRMWARE) -> None:
         self._platform = platform
         self._report = report_of(firmware)
+        self._boot_log = boot_log(firmware)
+
+    @property
+    def boot_log(self) -> BootLog:
+        """How RTMR0 to RTMR2 became what they were after boot."""
+        return self._boot_log
 
     @property
     def report(self) -> TdReport:
