@@ -62,7 +62,7 @@ def serving(context: ssl.SSLContext) -> Iterator[Address]:
 def impostor(victim: x509.Certificate) -> Iterator[Impostor]:
     server = Impostor(victim, Address("127.0.0.1", 0))
     stop = threading.Event()
-    thread = threading.Thread(target=server.serve, args=(stop,))
+    thread = threading.Thread(target=server.serve, args=(stop.is_set,))
     thread.start()
     try:
         yield server

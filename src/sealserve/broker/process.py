@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from sealserve.broker.service import BrokerServer
 from sealserve.errors import Unavailable
 from sealserve.hardening import forbid_core_dumps
 from sealserve.logs import make_log
+from sealserve.stopping import StopSignals
 
 __all__ = ["ServeOptions", "serve"]
 
@@ -60,12 +59,9 @@ def serve(options: ServeOptions) -> None:
         InputError: ``chain.anchor_malformed``, ``collateral.*``, ``identity.malformed``.
     """
     forbid_core_dumps()
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stopping.set())
     anchor = Anchor.load(options.simulation_anchor)
     log = make_log(program="sealserve broker", anchor=anchor.name)
-    with open_broker(options.root) as broker:
+    with StopSignals() as stopping, open_broker(options.root) as broker:
         decide = KeyRelease(
             broker,
             Verifier(anchor, require_both=options.require_both),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -74,12 +72,15 @@ def pccs(
     from sealserve.simulator import fence
     from sealserve.simulator.pccs import Pccs
     from sealserve.simulator.platform import COLLATERAL_FILE
+    from sealserve.stopping import StopSignals
 
     fence.require_no_tdx()
     file = platform / COLLATERAL_FILE
     fmspc = Collateral.load(file).fmspc
-    with Pccs(lambda: Collateral.load(file), Address.parse(listen, where="--listen")) as server:
-        stop = _stop_signal()
+    with (
+        StopSignals() as stop,
+        Pccs(lambda: Collateral.load(file), Address.parse(listen, where="--listen")) as server,
+    ):
         console.ERR.print(f"SIMULATION: PCCS for {fmspc} on {server.url}", markup=False)
         _print_line({"ready": "PCCS", "simulation": True, "url": server.url, "fmspc": fmspc})
         stop.wait()
@@ -144,22 +145,15 @@ def impostor(
     """
     from sealserve.address import Address
     from sealserve.simulator.impostor import Impostor, steal_evidence
+    from sealserve.stopping import StopSignals
 
     certificate = steal_evidence(Address.parse(victim, where="--victim"))
     server = Impostor(certificate, Address.parse(listen, where="--listen"))
-    stop = _stop_signal()
-    console.ERR.print(f"SIMULATION: impostor of {victim} on {server.address}", markup=False)
-    _print_line({"ready": "impostor", "simulation": True, "address": str(server.address)})
-    server.serve(stop)
+    with StopSignals() as stop:
+        console.ERR.print(f"SIMULATION: impostor of {victim} on {server.address}", markup=False)
+        _print_line({"ready": "impostor", "simulation": True, "address": str(server.address)})
+        server.serve(stop.is_set)
     _print_line(server.counts.to_dict())
-
-
-def _stop_signal() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _print_line(value: Mapping[str, object]) -> None:

@@ -169,35 +169,33 @@ def mount(
     --owner-pub owner.pub --driver fuse --key-fd 0
     """
     import signal
-    import threading
 
     from sealserve import logs
+    from sealserve.stopping import StopSignals
     from sealserve.volume.cipher import wipe
     from sealserve.volume.mount import mount_sealed
     from sealserve.volume.process import read_key
 
     logs.configure(program="sealserve volume")
     # From here on a signal only ends the wait below, so nothing is left half way.
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: ending.set())
-    _, opened = _open(record, owner_pub)
-    key = read_key(key_fd)
-    try:
-        mounted = mount_sealed(file, opened, key, mountpoint, driver=driver)
-    finally:
-        wipe(key)
-    with mounted:
-        emit(
-            {
-                "mountpoint": str(mounted.mountpoint),
-                "driver": mounted.driver,
-                "filesystem_by": mounted.filesystem_by,
-            },
-            as_json=json,
-            text=f"{opened.name!r} is mounted on {mounted.mountpoint}; Ctrl-C unmounts it",
-        )
-        ending.wait()
+    with StopSignals(signal.SIGHUP) as ending:
+        _, opened = _open(record, owner_pub)
+        key = read_key(key_fd)
+        try:
+            mounted = mount_sealed(file, opened, key, mountpoint, driver=driver)
+        finally:
+            wipe(key)
+        with mounted:
+            emit(
+                {
+                    "mountpoint": str(mounted.mountpoint),
+                    "driver": mounted.driver,
+                    "filesystem_by": mounted.filesystem_by,
+                },
+                as_json=json,
+                text=f"{opened.name!r} is mounted on {mounted.mountpoint}; Ctrl-C unmounts it",
+            )
+            ending.wait()
 
 
 @record_app.command("show")

@@ -13,9 +13,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import datetime as dt
-import signal
 import tempfile
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,6 +30,7 @@ from sealserve.errors import Unavailable
 from sealserve.guest.measure import guest_events, measure, require_unmeasured
 from sealserve.guest.server_process import ServerProcess
 from sealserve.hardening import forbid_core_dumps
+from sealserve.stopping import StopSignals
 from sealserve.tdx.eventlog import RuntimeEvent, encode_log
 from sealserve.tdx.guest import TdxGuest, read_boot_id
 from sealserve.volume.engine import verify_file
@@ -93,12 +92,11 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
         Unavailable: a device, peer or program is missing, or ``guest.server_died``.
     """
     forbid_core_dumps()
-    stopping = _stop_on_signals()
     td = TdxGuest(config.sysfs, allow_simulation=config.allow_simulation)
     note = {"note": _SIMULATION} if td.simulated else {}
     log = logs.configure(program="sealserve guest", **note)
     require_unmeasured(td)
-    with ExitStack() as down:
+    with StopSignals() as stopping, ExitStack() as down:
         mountpoint = _mountpoint(config.state_dir, down)
         signed_record, record = _open_volume(config, td, mountpoint, down, log)
 
@@ -154,7 +152,7 @@ def _attested_identity(
 
 def _supervise(
     server: ServerProcess,
-    stopping: threading.Event,
+    stopping: StopSignals,
     new_identity: Callable[[], ratls.TlsIdentity],
     config: GuestConfig,
     log: logs.Log,
@@ -188,10 +186,3 @@ def _mountpoint(state_dir: Path, down: ExitStack) -> Path:
             hint="give a directory on a tmpfs with --state-dir",
         ) from None
     return Path(holder)
-
-
-def _stop_on_signals() -> threading.Event:
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    return stopping

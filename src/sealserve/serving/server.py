@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import threading
-from types import FrameType
 
 from sealserve import __version__
 from sealserve.errors import InputError
@@ -27,6 +25,7 @@ from sealserve.serving.grpc_front import GrpcFront
 from sealserve.serving.rest_front import RestFront
 from sealserve.serving.runtimes.openvino import OpenVinoRuntime
 from sealserve.serving.tls import TlsSource
+from sealserve.stopping import StopSignals
 
 __all__ = ["Server", "run"]
 
@@ -42,7 +41,6 @@ class Server:
         self._config = config
         note = {"note": config.log_note} if config.log_note else {}
         self._log = log if log is not None else make_log(program="sealserve serve", **note)
-        self._stopping = threading.Event()
         self._catalog: Catalog | None = None
         self._grpc: GrpcFront | None = None
         self._rest: RestFront | None = None
@@ -79,21 +77,12 @@ class Server:
             raise
         self._tell_ready(self._grpc.port, self._rest.port if self._rest else None)
 
-    def wait(self) -> None:
-        """Block until `request_stop`."""
-        self._stopping.wait()
-
-    def request_stop(self) -> None:
-        """Make `wait` return; may be called from a signal handler."""
-        self._stopping.set()
-
     def stop(self, grace: float | None = None) -> None:
         """Drain and end; may be called twice.
 
         Args:
             grace: seconds that requests under way may take; the configured ones if None.
         """
-        self._stopping.set()
         if grace is None:
             grace = self._config.drain_seconds
         self._log.info("draining", seconds=grace)
@@ -158,16 +147,7 @@ def run(config: ServerConfig) -> None:
     """
     forbid_core_dumps()  # this process holds TLS keys and the owner's models
     server = Server(config)
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        server.request_stop()
-
-    before = {each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with StopSignals() as stopping:
         server.start()
-        server.wait()
+        stopping.wait()
         server.stop()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -129,7 +130,7 @@ class Impostor:
         host, port = self._socket.getsockname()[:2]
         return Address(host, port)
 
-    def serve(self, stop: threading.Event) -> None:
+    def serve(self, stopped: Callable[[], bool]) -> None:
         """Accept connections until told to stop and none is waiting; what they sent is read."""
         threads = []
         with self._socket:
@@ -137,16 +138,16 @@ class Impostor:
                 try:
                     connection, _ = self._socket.accept()
                 except TimeoutError:
-                    if stop.is_set():
+                    if stopped():
                         break
                     continue
-                thread = threading.Thread(target=self._receive, args=(connection, stop))
+                thread = threading.Thread(target=self._receive, args=(connection, stopped))
                 thread.start()
                 threads.append(thread)
         for thread in threads:
             thread.join()
 
-    def _receive(self, connection: socket.socket, stop: threading.Event) -> None:
+    def _receive(self, connection: socket.socket, stopped: Callable[[], bool]) -> None:
         self._count(connections=1)
         with connection:
             connection.settimeout(_TIMEOUT)
@@ -158,7 +159,7 @@ class Impostor:
                         try:
                             data = tls.recv(65536)
                         except TimeoutError:
-                            if stop.is_set():
+                            if stopped():
                                 return
                             continue
                         if not data:
