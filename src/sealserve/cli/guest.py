@@ -50,6 +50,10 @@ def up(
             help="Who decrypts: 'kernel' (dm-verity and dm-crypt) or 'fuse' (user space)."
         ),
     ] = "kernel",
+    provider: Annotated[
+        str,
+        typer.Option(help="The way to evidence: 'configfs', 'qgs'; 'auto' takes what is here."),
+    ] = "auto",
     full_check: Annotated[
         bool, typer.Option(help="Verify the whole volume first, not only what is read.")
     ] = True,
@@ -73,6 +77,7 @@ def up(
     from sealserve.broker.identity import BrokerIdentity
     from sealserve.guest import GuestConfig
     from sealserve.guest import up as bring_up
+    from sealserve.tdx.detect import choice_of
     from sealserve.volume.owner import load_owner_public
 
     bring_up(
@@ -83,6 +88,7 @@ def up(
             identity=BrokerIdentity.load(broker_identity),
             owner_public_key=load_owner_public(owner_pub),
             driver=driver,
+            provider=choice_of(provider),
             full_check=full_check,
             sysfs=sysfs,
             allow_simulation=simulation,

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -26,12 +27,15 @@ from sealserve.address import Address
 from sealserve.attestation import ratls
 from sealserve.broker.client import request_release
 from sealserve.broker.identity import BrokerIdentity
-from sealserve.errors import Unavailable
+from sealserve.errors import Refused, Unavailable
 from sealserve.guest.measure import guest_events, measure, require_unmeasured
 from sealserve.guest.server_process import ServerProcess
 from sealserve.hardening import forbid_core_dumps
 from sealserve.stopping import StopSignals
+from sealserve.tdx.azure import AzureProvider
+from sealserve.tdx.detect import Choice, find
 from sealserve.tdx.eventlog import RuntimeEvent, encode_log
+from sealserve.tdx.evidence import EvidenceProvider, QuoteProvider
 from sealserve.tdx.guest import TdxGuest, read_boot_id
 from sealserve.volume.engine import verify_file
 from sealserve.volume.mapper import open_volume_file
@@ -58,6 +62,7 @@ class GuestConfig:
         full_check: verify every block of the volume before anything of it is
             used. Each block is verified again whenever it is read; this finds
             damage in what will be read later, at the price of reading it all.
+        provider: the way to evidence; ``AUTO`` takes what this machine has.
         sysfs: the root of the kernel's TDX interfaces.
         allow_simulation: accept a simulated TD below ``sysfs``.
         serve_flags: passed to the model server (``--port=8500``).
@@ -72,6 +77,7 @@ class GuestConfig:
     owner_public_key: Ed25519PublicKey
     driver: str
     full_check: bool = True
+    provider: Choice = Choice.AUTO
     sysfs: Path = Path("/sys")
     allow_simulation: bool = False
     serve_flags: tuple[str, ...] = ()
@@ -87,14 +93,16 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
         on_ready: called once with the server's ports.
 
     Raises:
-        Refused: by the broker (its code), the volume's checks, or
-            ``guest.already_measured``.
+        Refused: by the broker (its code), the volume's checks,
+            ``guest.already_measured`` or ``guest.evidence_unsupported``.
         Unavailable: a device, peer or program is missing, or ``guest.server_died``.
     """
     forbid_core_dumps()
-    td = TdxGuest(config.sysfs, allow_simulation=config.allow_simulation)
+    found = find(config.provider, config.sysfs, allow_simulation=config.allow_simulation)
+    td = TdxGuest(config.sysfs, config.allow_simulation, provider=_quotes_of(found.provider))
     note = {"note": _SIMULATION} if td.simulated else {}
     log = logs.configure(program="sealserve guest", **note)
+    log.info("evidence", provider=found.provider.name, reason=found.reason)
     require_unmeasured(td)
     with StopSignals() as stopping, ExitStack() as down:
         mountpoint = _mountpoint(config.state_dir, down)
@@ -114,6 +122,17 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
         on_ready(server.ports)
         _supervise(server, stopping, lambda: _attested_identity(td, events, config), config, log)
         log.info("stopping")
+
+
+def _quotes_of(provider: EvidenceProvider) -> QuoteProvider:
+    """The provider, if its quotes speak for the report data themselves."""
+    if isinstance(provider, AzureProvider):
+        raise Refused(
+            "guest.evidence_unsupported",
+            "Azure's evidence speaks for a vTPM key, not for our report data",
+            hint="no key is released for it in this version; use a TD with configfs-tsm or QGS",
+        )
+    return cast("QuoteProvider", provider)
 
 
 def _open_volume(
