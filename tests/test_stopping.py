@@ -35,7 +35,9 @@ def run(body: str) -> None:
 
 def test_nothing_comes_by_itself() -> None:
     run(
-        "with StopSignals() as stop:\n    assert not stop.wait(0.01)\n    assert not stop.is_set()\n"
+        "with StopSignals() as stop:\n"
+        "    assert not stop.wait(0.01)\n"
+        "    assert not stop.is_set()\n"
     )
 
 
