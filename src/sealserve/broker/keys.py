@@ -12,6 +12,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import hmac
 import os
 import stat
 from pathlib import Path
@@ -27,17 +28,23 @@ __all__ = ["KEK_BYTES", "KeyEncryptionKey"]
 KEK_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _LABEL: Final = b"sealserve broker wrap v1"
+_ID_LABEL: Final = b"sealserve broker kek id v1"
 
 
 class KeyEncryptionKey:
-    """Wraps and unwraps; the key itself never leaves the object."""
+    """Wraps and unwraps; the key itself never leaves the object.
 
-    __slots__ = ("_cipher",)
+    Attributes:
+        id: names the key without telling anything of it, so that a row says what opens it.
+    """
+
+    __slots__ = ("_cipher", "id")
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEK_BYTES:
             raise ValueError("a key-encryption key has 32 bytes")
         self._cipher = AESGCM(key)
+        self.id = f"file:{hmac.digest(key, _ID_LABEL, 'sha256').hex()[:16]}"
 
     @classmethod
     def create(cls, path: Path) -> KeyEncryptionKey:

@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from sealserve.broker.keys import KeyEncryptionKey
-from sealserve.broker.tables import BrokerKeyRow, ResourceRow, SecretRow
+from sealserve.broker.tables import BrokerKeyRow, ResourceRow, ResourceVersionRow, SecretRow
 from sealserve.errors import Refused, Unavailable
 
 __all__ = ["Resource", "SecretInfo", "Store"]
@@ -39,6 +39,7 @@ __all__ = ["Resource", "SecretInfo", "Store"]
 _BUSY_SECONDS: Final = 5
 _LIVE: Final = "live"
 _RETIRED: Final = "retired"
+_VOLUME_KEY: Final = "volume-key"
 _FIRST_VERSION: Final = 1
 
 
@@ -139,8 +140,9 @@ class Store:
     def put_broker_key(self, name: str, private: bytes, kek: KeyEncryptionKey) -> None:
         """Store a private key of the broker itself, wrapped."""
         wrapped = kek.wrap(private, name=name, version=_FIRST_VERSION)
+        row = BrokerKeyRow(name=name, version=_FIRST_VERSION, wrapped=wrapped, kek_id=kek.id)
         with self.writing() as session:
-            session.add(BrokerKeyRow(name=name, version=_FIRST_VERSION, wrapped=wrapped))
+            session.add(row)
 
     def broker_key(self, name: str, kek: KeyEncryptionKey) -> bytes:
         """Read a private key of the broker itself.
@@ -193,36 +195,43 @@ class Store:
             SecretRow(
                 id=name,
                 version=version,
+                kind=_VOLUME_KEY,
                 wrapped=kek.wrap(secret, name=name, version=version),
+                kek_id=kek.id,
                 state=_LIVE,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         )
         session.flush()
-        resource = Resource(
-            name=name,
-            secret_id=name,
-            secret_version=version,
-            record=record,
-            owner_public_key=owner_public_key,
-            policy=policy,
-            policy_sha256=hashlib.sha256(policy).hexdigest(),
-            lease_seconds=lease_seconds,
+        row = session.merge(
+            ResourceRow(
+                name=name,
+                secret_id=name,
+                secret_version=version,
+                policy=policy,
+                policy_sha256=hashlib.sha256(policy).hexdigest(),
+                lease_seconds=lease_seconds,
+            )
         )
-        session.merge(ResourceRow(**{key: getattr(resource, key) for key in Resource.__slots__}))
-        return resource
+        bound = ResourceVersionRow(
+            resource=name, secret_version=version, record=record, owner_public_key=owner_public_key
+        )
+        session.flush()
+        session.add(bound)
+        session.flush()
+        return _resource_of(row, bound)
 
     def resource(self, name: str) -> Resource | None:
         """The resource of this name, if there is one."""
         with self.reading() as session:
-            row = session.get(ResourceRow, name)
-            return None if row is None else _resource_of(row)
+            found = session.execute(_RESOURCES.where(ResourceRow.name == name)).one_or_none()
+            return None if found is None else _resource_of(*found)
 
     def resources(self) -> list[Resource]:
         """All resources, by name."""
         with self.reading() as session:
-            rows = session.scalars(select(ResourceRow).order_by(ResourceRow.name))
-            return [_resource_of(row) for row in rows]
+            rows = session.execute(_RESOURCES.order_by(ResourceRow.name))
+            return [_resource_of(*row) for row in rows]
 
     def secrets(self) -> list[SecretInfo]:
         """All versions of all secrets; nothing of their bytes."""
@@ -238,7 +247,7 @@ class Store:
         """
         with self.reading() as session:
             row = session.get(SecretRow, (secret_id, version))
-            if row is None or row.state != _LIVE:
+            if row is None or row.state != _LIVE or row.wrapped is None:
                 raise Refused(
                     "store.secret_not_live",
                     f"version {version} of the secret {secret_id!r} is not live",
@@ -267,8 +276,25 @@ class Store:
             raise _unavailable(_reason(error)) from None
 
 
-def _resource_of(row: ResourceRow) -> Resource:
-    return Resource(**{key: getattr(row, key) for key in Resource.__slots__})
+_RESOURCES: Final = select(ResourceRow, ResourceVersionRow).join(
+    ResourceVersionRow,
+    (ResourceVersionRow.resource == ResourceRow.name)
+    & (ResourceVersionRow.secret_version == ResourceRow.secret_version),
+)
+"""Every resource with the record of its current version."""
+
+
+def _resource_of(row: ResourceRow, bound: ResourceVersionRow) -> Resource:
+    return Resource(
+        name=row.name,
+        secret_id=row.secret_id,
+        secret_version=bound.secret_version,
+        record=bound.record,
+        owner_public_key=bound.owner_public_key,
+        policy=row.policy,
+        policy_sha256=row.policy_sha256,
+        lease_seconds=row.lease_seconds,
+    )
 
 
 def _is_current(connection: Connection, config: Config) -> bool:
