@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealserve.errors import InputError, Refused
-from sealserve.volume.engine import SealedView, WritableView, check_file, verify_file
+from sealserve.volume.engine import SealedView, WritableView, check_file, layout_of, verify_file
 from sealserve.volume.maker import create_sealed
 from sealserve.volume.record import HeaderPin, key_id_of, open_record
 from tests.volume.conftest import MARKER, Sealed, flip
@@ -186,7 +186,7 @@ def test_writable_view_round_trip(copy: Path, sealed: Sealed, plain: bytes) -> N
         view = WritableView(
             file.fileno(),
             uuid=record.uuid,
-            segment_offset=record.segment_offset,
+            layout=layout_of(record),
             size=record.data_size,
             key=sealed.key,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from sealserve.errors import Refused
 from sealserve.volume import luks2
-from sealserve.volume.luks2 import Header, parse_header, unlock
+from sealserve.volume.luks2 import Header, Layout, parse_header, unlock
 from tests.volume.conftest import KEY, Sealed, tool
 from tests.volume.headers import CRAFTED, metadata, with_text
 
@@ -36,12 +37,12 @@ def no_derivation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parse(area: bytes, sealed: Sealed) -> Header:
-    return parse_header(area, uuid=sealed.record.uuid, segment_offset=16 * MIB)
+    return parse_header(area, uuid=sealed.record.uuid, layout=Layout(16 * MIB))
 
 
 def test_our_own_header_is_accepted(area: bytes, sealed: Sealed) -> None:
     header = parse(area, sealed)
-    assert header.segment_offset == 16 * MIB
+    assert header.layout.segment_offset == 16 * MIB
     assert len(unlock(header, area, sealed.key)) == 64
 
 
@@ -99,11 +100,49 @@ def test_the_volume_key_is_cryptsetups(tmp_path: Path, kdf: list[str], key: byte
         "--key-file", str(key_file), str(volume),
     )  # fmt: skip
     area = volume.read_bytes()[: 16 * MIB]
-    header = parse_header(area, uuid=uuid, segment_offset=16 * MIB)
+    header = parse_header(area, uuid=uuid, layout=Layout(16 * MIB))
     assert unlock(header, area, key) == dumped.read_bytes()
     with pytest.raises(Refused) as caught:
         unlock(header, area, key + b"\n")
     assert caught.value.code == "volume.key_wrong"
+
+
+@pytest.mark.parametrize("sector_size", [512, 4096])
+@pytest.mark.parametrize("kib", [16 << power for power in range(9)])
+def test_every_layout_of_cryptsetups(tmp_path: Path, kib: int, sector_size: int) -> None:
+    """All metadata sizes, both sector sizes; a header of another layout than asked is refused."""
+    uuid = "11111111-2222-3333-4444-555555555555"
+    volume, key_file, dumped = tmp_path / "v", tmp_path / "k", tmp_path / "dumped"
+    key_file.write_bytes(KEY)
+    layout = Layout(16 * MIB, sector_size, kib << 10)
+    with volume.open("wb") as file:
+        file.truncate(17 * MIB)
+    tool(
+        "cryptsetup", "luksFormat", "-q", "--type=luks2", "--key-size=512",
+        f"--sector-size={sector_size}", f"--luks2-metadata-size={kib}k",
+        f"--luks2-keyslots-size={layout.keyslots_size >> 10}k", "--offset=32768",
+        f"--uuid={uuid}", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000",
+        "--key-file", str(key_file), str(volume),
+    )  # fmt: skip
+    tool(
+        "cryptsetup", "luksDump", "-q", "--dump-volume-key", "--volume-key-file", str(dumped),
+        "--key-file", str(key_file), str(volume),
+    )  # fmt: skip
+    area = volume.read_bytes()[: 16 * MIB]
+    assert unlock(parse_header(area, uuid=uuid, layout=layout), area, KEY) == dumped.read_bytes()
+    for other in (
+        replace(layout, sector_size=4608 - sector_size),
+        replace(layout, sector_size=1024),
+        replace(layout, metadata_size=(kib << 10) * 2),
+        replace(layout, metadata_size=(kib << 10) // 2),
+        replace(layout, metadata_size=4096),
+    ):
+        with pytest.raises(Refused) as caught:
+            parse_header(area, uuid=uuid, layout=other)
+        assert caught.value.code == "volume.header_refused"
+    for wrong in (area[:-1], area[: 2 * layout.metadata_size], b""):
+        with pytest.raises(Refused):
+            parse_header(wrong, uuid=uuid, layout=replace(layout, segment_offset=len(wrong)))
 
 
 @settings(max_examples=300, deadline=None)

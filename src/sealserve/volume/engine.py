@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from sealserve.errors import InputError, Refused
 from sealserve.volume.cipher import SectorCipher, sector_cipher, wipe
-from sealserve.volume.luks2 import Header, parse_header, unlock
+from sealserve.volume.luks2 import Header, Layout, parse_header, unlock
 from sealserve.volume.record import BLOCK_SIZE, KEY_SIZE, VolumeRecord, key_id_of
 from sealserve.volume.verity import VerityTree, read_exactly
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_file",
     "check_header",
     "check_key",
+    "layout_of",
     "verify_file",
 ]
 
@@ -73,8 +74,13 @@ def check_file(descriptor: int, record: VolumeRecord) -> CheckedFile:
     area = read_exactly(descriptor, record.header.size, 0)
     check_header(area, record)
     tree.check(area, 0)
-    header = parse_header(area, uuid=record.uuid, segment_offset=record.segment_offset)
+    header = parse_header(area, uuid=record.uuid, layout=layout_of(record))
     return CheckedFile(tree, bytes(area), header)
+
+
+def layout_of(record: VolumeRecord) -> Layout:
+    """The layout that a record states."""
+    return Layout(record.segment_offset, record.sector_size)
 
 
 def check_header(area: bytes | bytearray, record: VolumeRecord) -> None:
@@ -183,21 +189,21 @@ class WritableView:
     """
 
     def __init__(
-        self, descriptor: int, *, uuid: str, segment_offset: int, size: int, key: bytes | bytearray
+        self, descriptor: int, *, uuid: str, layout: Layout, size: int, key: bytes | bytearray
     ) -> None:
         """Open the keyslot of a fresh LUKS2 file.
 
         Args:
             descriptor: the file, open for reading and writing.
             uuid: as given to ``cryptsetup luksFormat``.
-            segment_offset: bytes.
+            layout: as given to it.
             size: bytes of the filesystem; the file has at least so many behind the offset.
             key: the volume key.
         """
-        area = bytes(read_exactly(descriptor, segment_offset, 0))
-        header = parse_header(area, uuid=uuid, segment_offset=segment_offset)
+        area = bytes(read_exactly(descriptor, layout.segment_offset, 0))
+        header = parse_header(area, uuid=uuid, layout=layout)
         self._descriptor = descriptor
-        self._start = segment_offset
+        self._start = layout.segment_offset
         self._cipher = _unlocked_cipher(header, area, key)
         self.size = size
 
@@ -244,7 +250,7 @@ class WritableView:
 def _unlocked_cipher(header: Header, area: bytes, key: bytes | bytearray) -> SectorCipher:
     volume_key = unlock(header, area, key)
     try:
-        return sector_cipher(volume_key, BLOCK_SIZE)
+        return sector_cipher(volume_key, header.layout.sector_size)
     finally:
         wipe(volume_key)
 

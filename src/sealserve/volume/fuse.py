@@ -33,6 +33,7 @@ from sealserve.hardening import end_with_parent, forbid_core_dumps
 from sealserve.volume.child import FILE_NAME, lazy_unmount
 from sealserve.volume.cipher import wipe
 from sealserve.volume.engine import SealedView, WritableView
+from sealserve.volume.luks2 import Layout
 from sealserve.volume.process import is_mounted, read_key
 from sealserve.volume.record import BLOCK_SIZE, decode_payload
 
@@ -195,7 +196,7 @@ def _open_view(
         return WritableView(
             file,
             uuid=settings["uuid"],
-            segment_offset=settings["segment_offset"],
+            layout=Layout(settings["segment_offset"]),
             size=settings["size"],
             key=key,
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from sealserve.errors import Unavailable
-from sealserve.volume.engine import check_header
+from sealserve.volume.engine import check_header, layout_of
 from sealserve.volume.luks2 import parse_header
 from sealserve.volume.mapper import DriverName, open_volume_file
 from sealserve.volume.process import Runner, find_tool, run, secret_pipe
@@ -99,7 +99,7 @@ class KernelDriver:
         with open_volume_file(device) as descriptor:
             area = read_exactly(descriptor, record.header.size, 0)
         check_header(area, record)
-        parse_header(area, uuid=record.uuid, segment_offset=record.segment_offset)
+        parse_header(area, uuid=record.uuid, layout=layout_of(record))
 
 
 class KernelMapping:

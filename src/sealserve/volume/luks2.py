@@ -29,17 +29,18 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from sealserve.errors import Refused
 from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher, wipe
 
-__all__ = ["KEYSLOTS_SIZE", "METADATA_SIZE", "Header", "parse_header", "unlock"]
+__all__ = ["KEYSLOTS_SIZE", "METADATA_SIZE", "Header", "Layout", "parse_header", "unlock"]
 
 METADATA_SIZE: Final = 0x4000
-"""Bytes of one metadata copy: 4096 binary, the rest JSON."""
+"""Bytes of one metadata copy of ours: 4096 binary, the rest JSON."""
 
 KEYSLOTS_SIZE: Final = 16_744_448
 """Bytes behind the two metadata copies, so that the segment begins at 16 MiB."""
 
 _BINARY_SIZE: Final = 4096
+_METADATA_SIZES: Final = frozenset(0x4000 << power for power in range(9))  # §2.2: to 4 MiB
+_LARGEST_TEXT: Final = 0x3000  # what the smallest metadata holds; ours needs a tenth of it
 _STRIPES: Final = 4000
-_AREA_OFFSET: Final = 2 * METADATA_SIZE
 _AREA_SIZE: Final = 258_048  # 64-byte key in 4000 stripes, rounded up to 4096
 _CIPHER: Final = "aes-xts-plain64"
 
@@ -66,12 +67,38 @@ class _Derivation:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What whoever opens a volume knows of its header beforehand, and the header must repeat.
+
+    Attributes:
+        segment_offset: where the encrypted segment begins, bytes; the keyslots fill
+            all that lies between it and the metadata.
+        sector_size: bytes of an encryption sector, 512 or 4096.
+        metadata_size: bytes of one metadata copy.
+    """
+
+    segment_offset: int
+    sector_size: int = 4096
+    metadata_size: int = METADATA_SIZE
+
+    @property
+    def slot_offset(self) -> int:
+        """Where the only keyslot's area begins, bytes."""
+        return 2 * self.metadata_size
+
+    @property
+    def keyslots_size(self) -> int:
+        """Bytes between metadata and segment."""
+        return self.segment_offset - self.slot_offset
+
+
+@dataclass(frozen=True)
 class Header:
     """The few facts of an accepted header that are not fixed by the whitelist.
 
     Attributes:
         uuid: as in the binary header.
-        segment_offset: where the encrypted segment begins, bytes.
+        layout: as it was asked for.
         slot: how the key of the only keyslot is derived.
         digest_iterations: PBKDF2-SHA256 iterations of the volume key's digest.
         digest_salt: its salt, 32 bytes.
@@ -79,20 +106,20 @@ class Header:
     """
 
     uuid: str
-    segment_offset: int
+    layout: Layout
     slot: _Derivation
     digest_iterations: int
     digest_salt: bytes
     digest: bytes
 
 
-def parse_header(area: bytes | bytearray, *, uuid: str, segment_offset: int) -> Header:
+def parse_header(area: bytes | bytearray, *, uuid: str, layout: Layout) -> Header:
     """Check a header area against the whitelist.
 
     Args:
         area: the file from its start to the segment, already compared with the record.
         uuid: what the record states.
-        segment_offset: what the record states; also the length of ``area``.
+        layout: what the record states.
 
     Returns:
         What `unlock` needs.
@@ -100,14 +127,16 @@ def parse_header(area: bytes | bytearray, *, uuid: str, segment_offset: int) -> 
     Raises:
         Refused: ``volume.header_refused`` with the first thing that is not as we make it.
     """
-    if len(area) != segment_offset or segment_offset != _AREA_OFFSET + KEYSLOTS_SIZE:
-        _refuse("the segment does not begin at 16 MiB")
-    first = _parse_copy(area, 0, b"LUKS\xba\xbe", uuid)
-    second = _parse_copy(area, METADATA_SIZE, b"SKUL\xba\xbe", uuid)
+    if layout.metadata_size not in _METADATA_SIZES or layout.sector_size not in (512, 4096):
+        _refuse("a metadata or sector size that LUKS2 does not have")
+    if len(area) != layout.segment_offset or layout.keyslots_size < _AREA_SIZE:
+        _refuse("the segment does not begin where it should")
+    first = _parse_copy(area, 0, b"LUKS\xba\xbe", uuid, layout.metadata_size)
+    second = _parse_copy(area, layout.metadata_size, b"SKUL\xba\xbe", uuid, layout.metadata_size)
     if first != second:
         _refuse("the two metadata copies differ")
     _sequence, text = first
-    return _parse_metadata(_strict_json(text), uuid, segment_offset)
+    return _parse_metadata(_strict_json(text), uuid, layout)
 
 
 def unlock(header: Header, area: bytes | bytearray, key: bytes | bytearray) -> bytearray:
@@ -124,7 +153,8 @@ def unlock(header: Header, area: bytes | bytearray, key: bytes | bytearray) -> b
     Raises:
         Refused: ``volume.key_wrong``.
     """
-    material = bytearray(area[_AREA_OFFSET : _AREA_OFFSET + XTS_KEY_SIZE * _STRIPES])
+    begin = header.layout.slot_offset
+    material = bytearray(area[begin : begin + XTS_KEY_SIZE * _STRIPES])
     slot_key = bytearray(_derive(header.slot, key))
     cipher = sector_cipher(slot_key, 512)
     try:
@@ -148,18 +178,18 @@ def unlock(header: Header, area: bytes | bytearray, key: bytes | bytearray) -> b
 
 
 def _parse_copy(
-    area: bytes | bytearray, offset: int, wanted_magic: bytes, wanted_uuid: str
+    area: bytes | bytearray, offset: int, wanted_magic: bytes, wanted_uuid: str, wanted_size: int
 ) -> tuple[int, bytes]:
     """One metadata copy: its sequence id and its JSON text."""
     binary = bytes(area[offset : offset + _BINARY_SIZE])
-    rest = bytes(area[offset + _BINARY_SIZE : offset + METADATA_SIZE])
+    rest = bytes(area[offset + _BINARY_SIZE : offset + wanted_size])
     (
         magic, version, size, sequence, label, algorithm, _salt, uuid, subsystem,
         own_offset, padding, checksum, tail,
     ) = _BINARY.unpack(binary)  # fmt: skip
     if magic != wanted_magic or version != 2:
         _refuse("not a LUKS2 header")
-    if size != METADATA_SIZE or own_offset != offset:
+    if size != wanted_size or own_offset != offset:
         _refuse("metadata size or offset")
     if algorithm.rstrip(b"\0") != b"sha256":
         _refuse("checksum algorithm")
@@ -174,6 +204,8 @@ def _parse_copy(
     text, _, behind = rest.partition(b"\0")
     if behind.strip(b"\0"):
         _refuse("bytes behind the JSON text")
+    if len(text) > _LARGEST_TEXT:
+        _refuse("the JSON text is longer than any of ours")
     return sequence, text
 
 
@@ -198,22 +230,20 @@ def _strict_json(text: bytes) -> Any:
         _refuse("metadata is not JSON")
 
 
-def _parse_metadata(root: Any, uuid: str, segment_offset: int) -> Header:
+def _parse_metadata(root: Any, uuid: str, layout: Layout) -> Header:
     """§3: the five objects of the JSON area."""
     parts = _exactly(root, "metadata", "keyslots", "tokens", "segments", "digests", "config")
     _equal(parts["tokens"], {}, "tokens")
-    _equal(
-        parts["config"],
-        {"json_size": str(METADATA_SIZE - _BINARY_SIZE), "keyslots_size": str(KEYSLOTS_SIZE)},
-        "config",
-    )
+    json_size = layout.metadata_size - _BINARY_SIZE
+    config = {"json_size": str(json_size), "keyslots_size": str(layout.keyslots_size)}
+    _equal(parts["config"], config, "config")
     segment = {
         "type": "crypt",
-        "offset": str(segment_offset),
+        "offset": str(layout.segment_offset),
         "size": "dynamic",
         "iv_tweak": "0",
         "encryption": _CIPHER,
-        "sector_size": 4096,
+        "sector_size": layout.sector_size,
     }
     _equal(parts["segments"], {"0": segment}, "segments")
     slots = _exactly(parts["keyslots"], "keyslots", "0")
@@ -223,7 +253,7 @@ def _parse_metadata(root: Any, uuid: str, segment_offset: int) -> Header:
     _equal(slot["af"], {"type": "luks1", "stripes": _STRIPES, "hash": "sha256"}, "keyslot stripes")
     area = {
         "type": "raw",
-        "offset": str(_AREA_OFFSET),
+        "offset": str(layout.slot_offset),
         "size": str(_AREA_SIZE),
         "encryption": _CIPHER,
         "key_size": XTS_KEY_SIZE,
@@ -241,7 +271,7 @@ def _parse_metadata(root: Any, uuid: str, segment_offset: int) -> Header:
     _equal(digest["segments"], ["0"], "digest segments")
     return Header(
         uuid=uuid,
-        segment_offset=segment_offset,
+        layout=layout,
         slot=_parse_derivation(slot["kdf"]),
         digest_iterations=_bounded(digest["iterations"], _PBKDF2_ITERATIONS, "digest iterations"),
         digest_salt=_base64(digest["salt"], "digest salt"),
