@@ -270,6 +270,14 @@ def test_a_second_event_of_a_fixed_name_is_refused() -> None:
     assert codes(policy, log, **sealed(*log)) == ["policy.event_mismatch"]
 
 
+def test_an_event_without_payload_is_shown_as_there() -> None:
+    policy = fitting_policy(required_events=(RequiredEvent(name="sealed", payload=""),))
+    findings = appraise(policy, verified(), EVENTS, now=NOW).findings
+    (found,) = (f for f in findings if f.rule == "required_events.sealed")
+    assert found.passed
+    assert found.expected == found.actual == "an empty payload"
+
+
 def test_a_verdict_can_be_printed_as_json() -> None:
     import json
 

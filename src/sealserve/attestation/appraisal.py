@@ -334,9 +334,13 @@ def _required_events(policy: Policy, events: Sequence[RuntimeEvent]) -> Iterator
             "policy.event_mismatch",
             f"required_events.{required.name}",
             passed=present and not strangers,
-            expected="any payload" if required.payload is None else required.payload,
-            actual=", ".join(payloads) or "no such event",
+            expected="any payload" if required.payload is None else _shown(required.payload),
+            actual=", ".join(map(_shown, payloads)) or "no such event",
         )
+
+
+def _shown(payload: str) -> str:
+    return payload or "an empty payload"
 
 
 def _warnings(td: VerifiedTd, now: datetime) -> Iterator[str]:
