@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -41,12 +41,12 @@ class Process:
     address: str = ""
     stderr: Path = field(default=Path())
 
-    def start(self) -> None:
+    def start(self, program: Sequence[str] = (sys.executable, "-m", "sealserve")) -> None:
         read_end, write_end = os.pipe()
         self.stderr = self.root.parent / "stderr"
         with self.stderr.open("ab") as log:
             self.running = subprocess.Popen(
-                [sys.executable, "-m", "sealserve", *self.arguments, "--ready-fd", str(write_end)],
+                [*program, *self.arguments, "--ready-fd", str(write_end)],
                 pass_fds=(write_end,),
                 stderr=log,
             )
@@ -55,6 +55,11 @@ class Process:
             line = ready.readline()
         assert line, self.stderr.read_text()
         self.address = json.loads(line)["address"]
+
+    def stop(self) -> None:
+        assert self.running is not None
+        self.running.send_signal(signal.SIGTERM)
+        assert self.running.wait(20) == 0
 
     def ask(self) -> bytes:
         td = SoftwareTd(self.platform)
