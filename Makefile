@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-deps --re
 SOURCES := src tests bench scripts fuzz
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test lint unit soak system system-tests fuzz wire docs lock clean
+.PHONY: help demo test lint unit soak bench-broker system system-tests fuzz wire docs lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -30,6 +30,9 @@ unit: $(VENV)/dev.stamp $(ORACLE)/oracle.stamp ## The test suite with coverage
 
 soak: system-tests $(VENV)/dev.stamp $(ORACLE)/oracle.stamp ## The same tests with every repetition in full: hours, not minutes
 	SEALSERVE_SOAK=1 $(BIN)/pytest --no-cov --timeout=7200 $(TEST_ARGS)
+
+bench-broker: $(VENV)/dev.stamp ## What a broker bears: releases/s, patience, memory, a flood
+	$(BIN)/python bench/broker.py $(BENCH_ARGS)
 
 system: ## Check for the system packages; install them when run as root
 	@PYTHON=$(PYTHON) scripts/system-packages.sh
