@@ -189,6 +189,14 @@ def test_one_of_several_releases_is_enough_but_not_halves_of_two() -> None:
     )
 
 
+def test_a_release_that_nearly_fits_does_not_hide_one_that_fits() -> None:
+    """Both agree in four registers, but one of them says nothing about the fifth."""
+    nearly = release(label="nearly", rtmr3=ZERO)
+    policy = fitting_policy(releases=(nearly, release()))
+    assert codes(policy) == []
+    assert appraise(policy, verified(), EVENTS, now=NOW).release == "good"
+
+
 def test_the_nearest_release_explains_the_denial() -> None:
     far = Release(label="far", mrtd=ZERO, rtmr0=ZERO, rtmr1=ZERO, rtmr2=ZERO)
     near = release(label="near", rtmr2=ZERO)
@@ -359,7 +367,19 @@ def test_any_bytes_are_a_policy_or_a_typed_error(raw: bytes) -> None:
         ("required_events: [{name: Sealed}]", "required_events.name"),
         ("required_events: [{name: sealed, payload: 0x}]", "required_events.payload"),
         ("xfam: {mask: '0000000000000000', value: '0000000000000001'}", "value"),
-        ("td_attributes: {mask: ffffffffffffffff, value: 0000001000000000}", "td_attributes.value"),
+        ("td_attributes: {mask: ffffffffffffffff, value: 1000001000000000}", "td_attributes.value"),
+        ("min_tcb_evaluation: 017", "min_tcb_evaluation"),  # 15 in YAML 1.1
+        ("min_tcb_evaluation: 1:30", "min_tcb_evaluation"),  # 90
+        ("min_tcb_evaluation: 1_7", "min_tcb_evaluation"),
+        ("min_tcb_evaluation: 0x" + "f" * 5000, "min_tcb_evaluation"),
+        ("platform_flags: {smt: yes}", "platform_flags.smt"),
+        ("platform_flags: {smt: on}", "platform_flags.smt"),
+        ("min_tcb_evaluation: !!int '0x11'", None),
+        ("simulation: !!str denied", None),
+        ("<<: {simulation: allowed}", "<<"),
+        ("? []\n: 1\n? []\n: 2", None),
+        ("? {a: b}\n: 1", None),
+        ("mrseam: [" + "[]," * 40000 + "]", None),
         ("a: &a [*a]", None),
         ("mrseam: !!binary aaaa", None),
         ("x: !!python/object/apply:os.system [id]", None),
@@ -371,6 +391,34 @@ def test_malformed_policies_name_the_field(text: str, where: str | None) -> None
         policy_file.parse(text.encode())
     assert caught.value.code == "policy.malformed"
     assert caught.value.where == where
+
+
+def test_hexadecimal_digits_need_no_quotes_where_nothing_else_is_meant() -> None:
+    text = b"td_attributes: {mask: ffffffffffffffff, value: 0000001000000000}"
+    expected = MaskedValue(mask="ff" * 8, value="0000001000000000")
+    assert policy_file.parse(text).td_attributes == expected
+
+
+def test_other_encodings_than_utf_8_are_refused() -> None:
+    """They were read, and then could not be added to."""
+    with pytest.raises(InputError) as caught:
+        policy_file.parse("simulation: denied\n".encode("utf-16"))
+    assert caught.value.code == "policy.malformed"
+    assert policy_file.parse("\ufeffsimulation: denied\n".encode()) == Policy()
+
+
+def test_many_keys_are_read_in_bounded_time() -> None:
+    """They were compared each with each: a minute for a file that the size limit lets pass."""
+    keys = b"".join(b"k%d: 1\n" % number for number in range(100_000))
+    with pytest.raises(InputError, match="more than 32768 values"):
+        policy_file.parse(keys)
+
+
+def test_the_largest_policy_fits() -> None:
+    registers = dict.fromkeys(("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"), "ab" * 48)
+    releases = tuple(Release(label=f"{n:x}", **registers) for n in range(1024))
+    raw = policy_file.dump(Policy(releases=releases)).encode()
+    assert len(policy_file.parse(raw).releases) == 1024
 
 
 def test_files_are_written_once_and_read(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def appraise(
 
 
 def _nearest_release(policy: Policy, td: VerifiedTd) -> tuple[Release | None, list[Finding]]:
-    """The release that agrees in most registers, and how each register compares with it."""
+    """The release that differs in the fewest registers, and how each register compares with it."""
     if not policy.releases:
         nothing = Finding(
             "policy.no_releases",
@@ -163,7 +163,8 @@ def _nearest_release(policy: Policy, td: VerifiedTd) -> tuple[Release | None, li
         )
         return None, [nothing]
     compared = [(release, _compare(release, td)) for release in policy.releases]
-    return max(compared, key=lambda pair: sum(finding.passed for finding in pair[1]))
+    # Failures are counted, not matches: a release that says nothing about RTMR3 has fewer of both.
+    return min(compared, key=lambda pair: sum(not finding.passed for finding in pair[1]))
 
 
 def _compare(release: Release, td: VerifiedTd) -> list[Finding]:
