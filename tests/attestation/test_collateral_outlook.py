@@ -12,7 +12,14 @@ import pytest
 
 from sealserve.attestation.appraisal import appraise
 from sealserve.attestation.collateral import Collateral
-from sealserve.attestation.collateral_outlook import forecast, newer_level, shortfalls
+from sealserve.attestation.collateral_outlook import (
+    PlatformTcb,
+    forecast,
+    newer_level,
+    shortfalls,
+    status_under,
+)
+from sealserve.errors import InputError, Refused
 from sealserve.simulator.platform import CollateralOptions
 from tests.simulated import (
     EVENTS,
@@ -68,7 +75,8 @@ def test_a_real_platform_that_is_up_to_date_has_no_warning(name: str) -> None:
 
 
 def test_a_year_later_the_same_platform_is_behind() -> None:
-    date, behind = shortfalls(read_vector("dcap-qvl/tdx_quote"), real("tdx_quote_td15ex"))
+    platform_of = PlatformTcb.of_quote(read_vector("dcap-qvl/tdx_quote"))
+    date, behind = shortfalls(platform_of, real("tdx_quote_td15ex"))
     assert date == datetime(2025, 8, 13, tzinfo=UTC)
     assert {str(each) for each in behind} == {
         "Early Microcode Update (BIOS) has 3, needs 4",
@@ -134,3 +142,47 @@ def test_warnings_go_with_the_verdict_and_deny_nothing() -> None:
     verdict = appraise(fitting_policy(), verified(), EVENTS, now=NOW, outlook=["clouds ahead"])
     assert verdict.trusted
     assert "clouds ahead" in verdict.warnings
+
+
+@pytest.mark.parametrize("name", ["tdx_quote", "tdx_quote_td15ex"])
+def test_the_status_of_a_real_platform_is_the_verifiers(name: str) -> None:
+    found = PlatformTcb.of_quote(read_vector(f"dcap-qvl/{name}"))
+    assert status_under(found, real(name)).status == "UpToDate"
+
+
+def test_the_status_under_other_collateral_is_the_verifiers() -> None:
+    """What the warning computes from the audit log's few numbers is what the verifier will say."""
+    found = PlatformTcb.of_quote(quote())
+    for options in (
+        {},
+        {"tcb_status": "ConfigurationNeeded"},
+        {"module_status": "OutOfDate"},
+        {"tcb_status": "ConfigurationNeeded", "module_status": "OutOfDate"},
+        {"tcb_info": newer_tcb_info(bios=1)},
+    ):
+        collateral = with_level(**options)
+        td = verifier().verify(quote(), collateral, NOW)
+        level = status_under(found, collateral)
+        assert (level.status, level.date) == (td.tcb_status, td.tcb_date)
+
+
+def test_a_revoked_or_unknown_platform_is_told_apart() -> None:
+    found = PlatformTcb.of_quote(quote())
+    assert status_under(found, with_level(module_status="Revoked")).status == "Revoked"
+    with pytest.raises(Refused) as other:
+        status_under(replace(found, fmspc=bytes(6)), with_level())
+    assert other.value.code == "tcb.platform_mismatch"
+
+
+def test_security_versions_survive_the_audit_log() -> None:
+    found = PlatformTcb.of_quote(quote())
+    stated = json.loads(json.dumps(found.to_dict()))
+    assert PlatformTcb.from_dict(stated) == found
+    for broken in (
+        {},
+        stated | {"fmspc": 5},
+        stated | {"cpu_svn": "00"},
+        stated | {"pce_svn": "x"},
+    ):
+        with pytest.raises(InputError):
+            PlatformTcb.from_dict(broken)

@@ -31,6 +31,7 @@ from sealserve.attestation.binding import (
     release_transcript,
     report_data_of,
 )
+from sealserve.attestation.collateral_outlook import PlatformTcb
 from sealserve.attestation.policy import Policy
 from sealserve.attestation.sealing import PUBLIC_KEY_BYTES, seal
 from sealserve.attestation.verifier import VerifiedTd, Verifier
@@ -193,6 +194,9 @@ class KeyRelease:
             case.reasons.append(error.to_dict())
             raise case.deny("the quote is not genuine") from None
         case.facts["tcb_status"] = td.tcb_status
+        case.facts["tcb_date"] = f"{td.tcb_date:%Y-%m-%d}"
+        # What a doctor needs to say later what new collateral will do to this platform.
+        case.facts["platform"] = PlatformTcb.of_quote(case.request.quote).to_dict()
         return td
 
     def _appraise(self, case: _Case, td: VerifiedTd, resource: Resource) -> None:

@@ -15,7 +15,14 @@ from sealserve.attestation.reference.pck import PckPlatform
 from sealserve.errors import Refused
 from sealserve.tdx.quote import TdReport
 
-__all__ = ["first_reached", "masked_equal", "merge", "platform_level", "relaunch_status"]
+__all__ = [
+    "first_reached",
+    "masked_equal",
+    "merge",
+    "platform_level",
+    "reached_level",
+    "relaunch_status",
+]
 
 _HINT: Final = "the platform's firmware needs an update, or the collateral is of another platform"
 _NEEDS_CONFIGURATION: Final = {
@@ -51,11 +58,12 @@ def platform_level(
             f"info is about {tcb_info.fmspc.hex()} with PCE {tcb_info.pce_id.hex()}",
             hint=_HINT,
         )
-    launched = _level(tcb_info, platform, report.tee_tcb_svn)
+    launched = reached_level(tcb_info, platform.components, platform.pce_svn, report.tee_tcb_svn)
     _check_module(_module(tcb_info, report.tee_tcb_svn) or tcb_info.module, report)
     if report.tee_tcb_svn2 is None:
         return launched, None
-    return launched, _level(tcb_info, platform, report.tee_tcb_svn2)
+    now = reached_level(tcb_info, platform.components, platform.pce_svn, report.tee_tcb_svn2)
+    return launched, now
 
 
 def merge(level: Level, component: Level) -> Level:
@@ -97,17 +105,32 @@ def masked_equal(value: bytes, expected: bytes, mask: bytes) -> bool:
     return all((v ^ e) & m == 0 for v, e, m in zip(value, expected, mask, strict=True))
 
 
-def _level(tcb_info: TcbInfo, platform: PckPlatform, tee_tcb_svn: bytes) -> Level:
+def reached_level(
+    tcb_info: TcbInfo, components: Sequence[int], pce_svn: int, tee_tcb_svn: bytes
+) -> Level:
+    """The highest level that these security versions reach, the TDX module's included.
+
+    Args:
+        tcb_info: what Intel says about the platform model.
+        components: versions of the 16 SGX TCB components.
+        pce_svn: version of the provisioning certification enclave.
+        tee_tcb_svn: versions of the TDX components, 16 bytes.
+
+    Raises:
+        Refused: ``tcb.no_matching_level`` or ``tcb.module_mismatch``.
+    """
     # The highest level comes first; the order in the document does not count.
     levels = sorted(
         tcb_info.levels, key=lambda each: (each.sgx, each.pce_svn, each.tdx), reverse=True
     )
-    reached = next((each for each in levels if _reaches(platform, tee_tcb_svn, each)), None)
+    reached = next(
+        (each for each in levels if _reaches(components, pce_svn, tee_tcb_svn, each)), None
+    )
     if reached is None:
         raise Refused(
             "tcb.no_matching_level",
-            f"no TCB level is as low as this platform: CPUSVN {bytes(platform.components).hex()}, "
-            f"PCESVN {platform.pce_svn}, TEE TCB SVN {tee_tcb_svn.hex()}",
+            f"no TCB level is as low as this platform: CPUSVN {bytes(components).hex()}, "
+            f"PCESVN {pce_svn}, TEE TCB SVN {tee_tcb_svn.hex()}",
             hint=_HINT,
         )
     module = _module(tcb_info, tee_tcb_svn)
@@ -123,12 +146,14 @@ def _level(tcb_info: TcbInfo, platform: PckPlatform, tee_tcb_svn: bytes) -> Leve
     return merge(reached.level, module_level)
 
 
-def _reaches(platform: PckPlatform, tee_tcb_svn: bytes, wanted: PlatformLevel) -> bool:
+def _reaches(
+    components: Sequence[int], pce_svn: int, tee_tcb_svn: bytes, wanted: PlatformLevel
+) -> bool:
     # With a numbered TDX module its two versions are the module's own business.
     skip = 2 if tee_tcb_svn[1] else 0
     return (
-        platform.pce_svn >= wanted.pce_svn
-        and all(a >= b for a, b in zip(platform.components, wanted.sgx, strict=True))
+        pce_svn >= wanted.pce_svn
+        and all(a >= b for a, b in zip(components, wanted.sgx, strict=True))
         and all(a >= b for a, b in zip(tee_tcb_svn[skip:], wanted.tdx[skip:], strict=True))
     )
 
