@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -314,11 +315,62 @@ def test_all_goes_when_the_parent_is_killed(
     assert not is_mounted(tmp_path / "mnt")
 
 
-def test_rootless(sealed: Sealed, tmp_path: Path, nothing_left: NothingLeft) -> None:
-    """In a user namespace, where no block device can be mounted: fuse2fs does it."""
+def test_all_goes_when_a_rootless_parent_is_killed(
+    sealed: Sealed, tmp_path: Path, nothing_left: NothingLeft
+) -> None:
+    """The fuse2fs on top ends too: it was once told so by the death of a thread."""
+    _need_user_namespaces()
+    with _hold(sealed, tmp_path, "hold", "unshare", "-Urm") as holder:
+        assert holder.stdout is not None
+        first = holder.stdout.readline()
+        mine = os.fsencode(tmp_path.name)
+        serving = [pid for pid in map(str, _pids()) if mine in _read(f"/proc/{pid}/cmdline")]
+        holder.kill()
+    assert first.startswith(b"fuse2fs")
+    assert len(serving) >= 3  # the holder, fuse2fs and the child below it
+    deadline = time.monotonic() + 5
+    while any(mine in _read(f"/proc/{pid}/cmdline") for pid in serving):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    nothing_left()
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # that process has ended
+        return b""
+
+
+def test_a_mount_outlives_the_thread_that_made_it(
+    sealed: Sealed, tmp_path: Path, nothing_left: NothingLeft
+) -> None:
+    """The child once ended with that thread, by PR_SET_PDEATHSIG."""
+    made = []
+    arguments = (sealed.path, sealed.record, sealed.key, tmp_path / "mnt")
+    thread = threading.Thread(target=lambda: made.append(mount_sealed(*arguments, driver="fuse")))
+    thread.start()
+    thread.join()
+    (mount,) = made
+    with mount:
+        time.sleep(0.3)
+        assert sums(tmp_path / "mnt") == sums(sealed.source)
+    nothing_left()
+
+
+def _need_user_namespaces() -> None:
     probe = subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False)
     if probe.returncode != 0:
         missing("user namespaces", "sysctl kernel.unprivileged_userns_clone=1")
+
+
+def test_rootless(sealed: Sealed, tmp_path: Path, nothing_left: NothingLeft) -> None:
+    """In a user namespace, where no block device can be mounted: fuse2fs does it."""
+    _need_user_namespaces()
     with _hold(sealed, tmp_path, "close", "unshare", "-Urm") as holder:
         out, errors = holder.communicate(timeout=60)
     assert out.splitlines() == [b"fuse2fs b'MARKER' 0o100600", b"closed False"], errors

@@ -34,8 +34,9 @@ class FuseChild:
     The key goes to it through a pipe, the open volume file as a descriptor; its
     command line holds numbers and a directory, its environment nothing new.
 
-    The child ends with the *thread* that made it (``PR_SET_PDEATHSIG``): make it
-    in the main thread, or in one that lives as long as the mount.
+    Its lifeline is a pipe of which this side holds the writing end: when that is
+    closed, by `close` or by the end of this process, however it came, the child
+    takes down what stands on it and ends.
     """
 
     def __init__(
@@ -62,14 +63,25 @@ class FuseChild:
                 f"cannot make a directory to mount on: {error.strerror}",
                 hint="name a writable directory in TMPDIR",
             ) from None
+        status, status_writer = os.pipe()
+        lifeline_reader, lifeline = os.pipe()
+        self._own_ends = [status, lifeline]
         try:
-            self._process, self._status = self._start(mode, descriptor, settings, key)
+            try:
+                self._process = self._start(
+                    mode, (descriptor, status_writer, lifeline_reader), settings, key
+                )
+            finally:
+                os.close(status_writer)
+                os.close(lifeline_reader)
         except BaseException:
+            self._close_own_ends()
             self.directory.rmdir()
             raise
         try:
-            self._await_ready()
+            _await_ready(status)
         except BaseException:
+            self._process.kill()  # nothing was written yet
             self.close()
             raise
 
@@ -96,64 +108,43 @@ class FuseChild:
             self._process.wait(_UNMOUNTED_TIMEOUT)
         status = end_process(self._process)
         lazy_unmount(self.directory)
-        if self._status >= 0:
-            os.close(self._status)
-            self._status = -1
+        self._close_own_ends()
+        # The child removes it too.
         with contextlib.suppress(FileNotFoundError):
             self.directory.rmdir()
         return status
 
-    def _start(
-        self, mode: str, descriptor: int, settings: Mapping[str, Any], key: bytes | bytearray
-    ) -> tuple[subprocess.Popen[bytes], int]:
-        text = json.dumps({**settings, "parent": os.getpid()}).encode()
-        status, status_writer = os.pipe()
-        try:
-            with (
-                os.fdopen(os.memfd_create("settings"), "w+b") as settings_file,
-                secret_pipe(key) as key_reader,
-            ):
-                settings_file.write(text)
-                settings_file.seek(0)
-                inherited = (descriptor, settings_file.fileno(), key_reader, status_writer)
-                # -P: a module in the current directory must not be taken for ours.
-                command = [sys.executable, "-P", "-m", "sealserve.volume.fuse"]
-                command += [mode, str(self.directory), *map(str, inherited)]
-                process = subprocess.Popen(
-                    command,
-                    pass_fds=inherited,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env={**os.environ, "FUSE_LIBRARY_NAME": "fuse3"},
-                    # Ctrl-C goes to the whole process group; the order in which
-                    # things close is the parent's to decide.
-                    start_new_session=True,
-                )
-        except BaseException:
-            os.close(status)
-            raise
-        finally:
-            os.close(status_writer)
-        return process, status
+    def _close_own_ends(self) -> None:
+        while self._own_ends:
+            os.close(self._own_ends.pop())
 
-    def _await_ready(self) -> None:
-        answer = b""
-        deadline = time.monotonic() + _START_TIMEOUT
-        while not answer.endswith(b"\n"):
-            ready, _, _ = select.select(
-                [self._status], [], [], max(0.0, deadline - time.monotonic())
+    def _start(
+        self,
+        mode: str,
+        descriptors: tuple[int, int, int],
+        settings: Mapping[str, Any],
+        key: bytes | bytearray,
+    ) -> subprocess.Popen[bytes]:
+        with (
+            os.fdopen(os.memfd_create("settings"), "w+b") as settings_file,
+            secret_pipe(key) as key_reader,
+        ):
+            settings_file.write(json.dumps(settings).encode())
+            settings_file.seek(0)
+            inherited = (*descriptors, settings_file.fileno(), key_reader)
+            # -P: a module in the current directory must not be taken for ours.
+            command = [sys.executable, "-P", "-m", "sealserve.volume.fuse"]
+            command += [mode, str(self.directory), *map(str, inherited)]
+            return subprocess.Popen(
+                command,
+                pass_fds=inherited,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "FUSE_LIBRARY_NAME": "fuse3"},
+                # Ctrl-C goes to the whole process group; the order in which
+                # things close is the parent's to decide.
+                start_new_session=True,
             )
-            if not ready:
-                raise Unavailable(
-                    "volume.fuse_failed", f"the FUSE process was not ready in {_START_TIMEOUT:g} s"
-                )
-            piece = os.read(self._status, 65536)
-            if not piece:
-                break
-            answer += piece
-        if answer == b"ready\n":
-            return
-        raise _error_of(answer)
 
 
 def require_fuse() -> None:
@@ -170,6 +161,23 @@ def require_fuse() -> None:
         )
     if os.geteuid() != 0:
         find_tool("fusermount3")
+
+
+def _await_ready(status: int) -> None:
+    answer = b""
+    deadline = time.monotonic() + _START_TIMEOUT
+    while not answer.endswith(b"\n"):
+        ready, _, _ = select.select([status], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise Unavailable(
+                "volume.fuse_failed", f"the FUSE process was not ready in {_START_TIMEOUT:g} s"
+            )
+        piece = os.read(status, 65536)
+        if not piece:
+            break
+        answer += piece
+    if answer != b"ready\n":
+        raise _error_of(answer)
 
 
 def _error_of(answer: bytes) -> SealserveError:
@@ -201,9 +209,14 @@ def end_process(process: subprocess.Popen[bytes]) -> int:
 
 
 def lazy_unmount(directory: Path) -> None:
-    """Take a mount away even if its server is dead or it is in use."""
+    """Take a mount away even if its server is dead or it is in use.
+
+    Parent and child may both be at it: whoever comes second finds it done.
+    """
+    command = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
     while is_mounted(directory):
-        if os.geteuid() == 0:
-            run(["umount", "--lazy", str(directory)])
-        else:
-            run(["fusermount3", "-u", "-z", str(directory)])
+        try:
+            run([*command, str(directory)])
+        except Unavailable:
+            if is_mounted(directory):
+                raise

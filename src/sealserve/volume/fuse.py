@@ -1,7 +1,8 @@
 """The process that shows a volume's inside as one file: ``python -m sealserve.volume.fuse``.
 
 Started only by `sealserve.volume.child`. Arguments: mode, mount directory, then
-four inherited descriptors: volume file, settings (JSON), key (a pipe), status (a pipe).
+five inherited descriptors: volume file, status (a pipe), lifeline (a pipe), settings
+(JSON), key (a pipe).
 
 Rules this module keeps:
 
@@ -9,7 +10,10 @@ Rules this module keeps:
   can not be dumped or traced, and leaves no core.
 * Whatever goes wrong in a read becomes EIO: no exception reaches libfuse, no
   unverified byte reaches the reader. The first few failures are logged.
-* It ends with its parent, on SIGTERM, and when its filesystem is unmounted.
+* It ends with its parent, on SIGTERM, and when its filesystem is unmounted, and
+  leaves neither mount nor directory. It knows of its parent's end by the lifeline,
+  which the kernel closes when the whole process is gone. (A signal on the parent's
+  death comes with the death of one *thread*, while others of that process live.)
 """
 
 from __future__ import annotations
@@ -18,8 +22,11 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import stat
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -29,12 +36,12 @@ import structlog
 
 from sealserve import logs
 from sealserve.errors import SealserveError, Unavailable
-from sealserve.hardening import end_with_parent, forbid_core_dumps
+from sealserve.hardening import forbid_core_dumps
 from sealserve.volume.child import FILE_NAME, lazy_unmount
 from sealserve.volume.cipher import wipe
 from sealserve.volume.engine import SealedView, WritableView
 from sealserve.volume.luks2 import Layout
-from sealserve.volume.process import is_mounted, read_key
+from sealserve.volume.process import mount_source, read_key
 from sealserve.volume.record import BLOCK_SIZE, decode_payload
 
 __all__ = ["main"]
@@ -42,6 +49,7 @@ __all__ = ["main"]
 _CAP_WRITEBACK_CACHE: Final = 1 << 16  # <fuse_common.h> of libfuse 3
 _PATH: Final = f"/{FILE_NAME}"
 _MAX_LOGGED: Final = 10
+_REPEAT_PAUSE: Final = 0.1
 
 _T = TypeVar("_T")
 
@@ -63,8 +71,11 @@ class _OneFile(mfusepy.Operations):  # type: ignore[misc]
         # The maker's small writes are gathered by the kernel: 6 times as fast.
         if self._writable and connection is not None and mfusepy.fuse_version_major == 3:
             connection.want |= connection.capable & _CAP_WRITEBACK_CACHE
-        os.write(self._status, b"ready\n")
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone: see `_Lifeline`
+            os.write(self._status, b"ready\n")
         os.close(self._status)
+        # By now libfuse's own handler is in place, and ends the loop in order.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
         del fh
@@ -137,44 +148,82 @@ class _OneFile(mfusepy.Operations):  # type: ignore[misc]
             raise mfusepy.FuseOSError(errno.EIO) from None
 
 
+class _Lifeline(threading.Thread):
+    """Takes down what stands on our file, and ends this process, once the parent is gone."""
+
+    def __init__(self, descriptor: int, directory: Path, mountpoint: str | None) -> None:
+        super().__init__(name="lifeline", daemon=True)
+        self._descriptor = descriptor
+        self._file = str(directory / FILE_NAME)
+        self._mountpoint = Path(mountpoint) if mountpoint else None
+        self.cut = False
+
+    def run(self) -> None:
+        os.read(self._descriptor, 1)
+        self.cut = True
+        # The filesystem on top goes first: what it still has to write, we still take.
+        self.unmount_top()
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            # A signal between libfuse's look at its flag and its next read is
+            # noticed only with the next request; there may never be one.
+            time.sleep(_REPEAT_PAUSE)
+
+    def unmount_top(self) -> None:
+        """A loop device under that mount goes with it (it was attached so)."""
+        if self._mountpoint and mount_source(self._mountpoint) == self._file:
+            with contextlib.suppress(SealserveError):
+                lazy_unmount(self._mountpoint)
+
+
 def main(arguments: list[str]) -> int:
     """Serve until unmounted or told to stop.
 
     Args:
-        arguments: mode, directory and the four descriptors.
+        arguments: mode, directory and the five descriptors.
 
     Returns:
         The exit status; 0 when nothing that was written is lost.
     """
-    mode, directory, *numbers = arguments
-    file, settings_file, key_pipe, status = map(int, numbers)
+    # Until libfuse listens for it; a directory would be left behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    mode, name, *numbers = arguments
+    file, status, lifeline_end, settings_file, key_pipe = map(int, numbers)
+    directory = Path(name)
     forbid_core_dumps()
     logs.configure(program="sealserve volume")
     with os.fdopen(settings_file, "rb") as stream:
         settings = json.load(stream)
+    lifeline = _Lifeline(lifeline_end, directory, settings.get("mountpoint"))
+    lifeline.start()
     try:
-        end_with_parent(settings["parent"])
-        view = _open_view(mode, file, settings, read_key(key_pipe))
-    except SealserveError as error:
-        _report(status, error)
-        return error.exit_status
-    try:
-        _serve(view, directory, status)
-        if isinstance(view, WritableView):
-            view.flush()
-    except RuntimeError:  # libfuse's main loop ended with an error; it has said why
-        return 1
+        try:
+            view = _open_view(mode, file, settings, read_key(key_pipe))
+        except SealserveError as error:
+            _report(status, error)
+            return error.exit_status
+        try:
+            _serve(view, directory, status)
+            if isinstance(view, WritableView):
+                view.flush()
+        except RuntimeError:  # libfuse's main loop ended with an error; it has said why
+            return 1
+        except OSError as error:
+            _log.error("flush_failed", error=error.strerror)
+            return 1
+        finally:
+            view.close()
     finally:
-        view.close()
-        if os.getppid() != settings["parent"]:
-            _tidy_up(directory, settings.get("mountpoint"))
+        if lifeline.cut:  # also what was mounted in the meantime
+            lifeline.unmount_top()
+        _tidy_up(directory)
     return 0
 
 
-def _serve(view: SealedView | WritableView, directory: str, status: int) -> None:
+def _serve(view: SealedView | WritableView, directory: Path, status: int) -> None:
     mfusepy.FUSE(
         _OneFile(view, status),
-        directory,
+        str(directory),
         foreground=True,
         nothreads=True,
         fsname="sealserve",
@@ -210,21 +259,16 @@ def _open_view(
 
 def _report(status: int, error: SealserveError) -> None:
     answer = {"class": type(error).__name__, **error.to_dict()}
-    os.write(status, json.dumps(answer).encode() + b"\n")
+    with contextlib.suppress(BrokenPipeError):
+        os.write(status, json.dumps(answer).encode() + b"\n")
 
 
-def _tidy_up(directory: str, mountpoint: str | None) -> None:
-    """What the parent would have done, had it lived.
-
-    The mount that stood on our file goes, and a loop device under it goes with
-    it (it was attached so).
-    """
-    if mountpoint and is_mounted(Path(mountpoint)):
-        lazy_unmount(Path(mountpoint))
+def _tidy_up(directory: Path) -> None:
     # Whoever wrote when the parent died may still hold our file open.
-    lazy_unmount(Path(directory))
+    with contextlib.suppress(SealserveError):
+        lazy_unmount(directory)
     with contextlib.suppress(OSError):
-        Path(directory).rmdir()
+        directory.rmdir()
 
 
 if __name__ == "__main__":

@@ -83,9 +83,6 @@ def mount_sealed(
 ) -> Mount:
     """Check, open and mount a sealed volume.
 
-    Call it from the main thread, or from one that lives as long as the mount: with
-    the fuse driver the kernel ends the serving process together with that thread.
-
     Args:
         path: the sealed file.
         record: its record, from `sealserve.volume.record.open_record`.
@@ -197,8 +194,6 @@ def _mount_by_fuse2fs(mapping: Mapping, mountpoint: Path, stack: ExitStack) -> N
     # fakeroot: files inside belong to root, and fuse2fs checks permissions itself;
     # the mount as a whole can be entered by this user only.
     command = [
-        find_tool("setpriv"),
-        "--pdeathsig=TERM",
         find_tool("fuse2fs"),
         "-f",
         "-o",

@@ -21,7 +21,15 @@ from typing import Final, Protocol
 from sealserve.errors import InputError, Unavailable
 from sealserve.volume.record import KEY_SIZE
 
-__all__ = ["Runner", "find_tool", "is_mounted", "read_key", "run", "secret_pipe"]
+__all__ = [
+    "Runner",
+    "find_tool",
+    "is_mounted",
+    "mount_source",
+    "read_key",
+    "run",
+    "secret_pipe",
+]
 
 _SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -35,7 +43,6 @@ _PACKAGE_OF: Final = {
     "fusermount3": "fuse3",
     "losetup": "mount",
     "mount": "mount",
-    "setpriv": "util-linux",
     "umount": "mount",
 }
 
@@ -161,9 +168,28 @@ def read_key(descriptor: int) -> bytearray:
 
 def is_mounted(path: Path) -> bool:
     """Whether something is mounted exactly there; true also for a dead FUSE mount."""
+    return _mount_entry(path) is not None
+
+
+def mount_source(path: Path) -> str | None:
+    """What is mounted exactly there: a device, or the file that a loop device stands for."""
+    entry = _mount_entry(path)
+    if entry is None:
+        return None
+    source = os.fsdecode(_unescape(entry[entry.index(b"-") + 2]))
+    backing = Path("/sys/block", Path(source).name, "loop/backing_file")
+    try:
+        return backing.read_text().removesuffix("\n") if source.startswith("/dev/") else source
+    except OSError:
+        return source
+
+
+def _mount_entry(path: Path) -> list[bytes] | None:
+    """The fields of the topmost mount at a path (proc(5), mountinfo)."""
     wanted = os.fsencode(path.parent.resolve() / path.name)
     with Path("/proc/self/mountinfo").open("rb") as table:
-        return any(_unescape(line.split(b" ")[4]) == wanted for line in table)
+        entries = [fields for line in table if _unescape((fields := line.split())[4]) == wanted]
+    return entries[-1] if entries else None
 
 
 def _unescape(field: bytes) -> bytes:
