@@ -1,4 +1,4 @@
-"""Keys and certificates of TLS servers that sign for themselves.
+"""Keys and certificates of TLS servers that sign for themselves; and how damaged ones are told.
 
 Nobody vouches for such a certificate: whoever connects pins it, or checks the
 evidence inside it. What all of them have in common stands here.
@@ -13,15 +13,30 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["BACKDATE", "key_pem", "load_key_pair", "server_certificate"]
+__all__ = ["BACKDATE", "UNREADABLE", "key_pem", "load_key_pair", "server_certificate"]
 
 BACKDATE: Final = timedelta(minutes=5)
 """A certificate begins this much earlier: clocks of clients may be a little behind."""
+
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What is raised when a damaged certificate or CRL is loaded, or asked for its parts.
+
+Names, keys and extensions are parsed when they are asked for, and each has its
+own way to fail: a name with a bit string for text is a TypeError.
+"""
 
 _SIGN_HANDSHAKES: Final = x509.KeyUsage(
     digital_signature=True,

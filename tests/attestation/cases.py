@@ -56,6 +56,7 @@ from tests.attestation.evidence import (
     swapped_key,
     tcb_info,
     td,
+    unused_bit,
     with_pki,
 )
 from tests.simulated import ISSUED, NOW
@@ -240,6 +241,14 @@ def _chains() -> Iterator[Case]:
     yield Case("strange root CRL", strangers_crl("root_ca_crl"), "chain.wrong_root")
     yield Case("strange PCK CRL", strangers_crl("pck_crl"), "crl.signature")
     yield Case("PCK CRL of another CA", crl_of_another_ca, "crl.missing")
+    for part, code in (
+        ("pck_certificate_chain", "chain.not_verified"),
+        ("tcb_info_issuer_chain", "chain.not_verified"),
+        ("qe_identity_issuer_chain", "chain.not_verified"),
+        ("root_ca_crl", "chain.wrong_root"),
+        ("pck_crl", "crl.malformed"),
+    ):
+        yield Case(f"unused bit in a signature of the {part}", unused_bit(part), code)
     yield Case(
         "components that are not CPUSVN",
         stating(components=bytes([2, *[9] * 15])),

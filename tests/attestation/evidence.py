@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from sealserve.attestation.anchor import Anchor
 from sealserve.simulator.der import PckExtension
@@ -61,6 +62,43 @@ def given(
         anchor=anchor or Anchor.simulation(on.pki.root_der),
         now=now,
     )
+
+
+def unused_bit(part: str) -> Callable[[], Given]:
+    """One octet that nothing signs: the signature of a CRL or certificate is said to be a bit less.
+
+    A bit string may say so if its last bit is zero, so papers are made until it is.
+    """
+
+    def make() -> Given:
+        while True:
+            on = SimulatedPlatform.new(NOW) if part.endswith("chain") else platform()
+            evidence = given(on=on, parts={"pck_certificate_chain": on.pki.pck_chain})
+            parts: dict[str, str] = json.loads(evidence.collateral)
+            if part.endswith("chain"):
+                first, *others = x509.load_pem_x509_certificates(parts[part].encode())
+                if (der := _with_unused_bit(first)) is not None:
+                    chain = (x509.load_der_x509_certificate(der), *others)
+                    pem = b"".join(each.public_bytes(Encoding.PEM) for each in chain)
+                    return replace(evidence, collateral=_replaced(parts, part, pem.decode()))
+            else:
+                crl = x509.load_der_x509_crl(bytes.fromhex(parts[part]))
+                if (der := _with_unused_bit(crl)) is not None:
+                    return replace(evidence, collateral=_replaced(parts, part, der.hex()))
+
+    return make
+
+
+def _with_unused_bit(signed: x509.Certificate | x509.CertificateRevocationList) -> bytes | None:
+    if signed.signature[-1] & 1:
+        return None
+    der = signed.public_bytes(Encoding.DER)
+    at = len(der) - len(signed.signature) - 1
+    return der[:at] + b"\1" + der[at + 1 :]
+
+
+def _replaced(parts: dict[str, str], name: str, value: str) -> bytes:
+    return json.dumps({**parts, name: value}).encode()
 
 
 def svn(module: int, number: int, other: int, *more: int) -> bytes:
@@ -214,8 +252,7 @@ def below_pck(pki: TestPki) -> TestPki:
 
 
 def chain_of(*signers: Signer) -> str:
-    encoding = serialization.Encoding.PEM
-    return "".join(each.certificate.public_bytes(encoding).decode() for each in signers)
+    return "".join(each.certificate.public_bytes(Encoding.PEM).decode() for each in signers)
 
 
 def documents_by_pck() -> Given:

@@ -228,12 +228,23 @@ def test_a_revocation_list_of_another_is_refused(part: str, code: str) -> None:
 def test_any_byte_of_a_revocation_list_may_be_wrong(part: str) -> None:
     """Names inside are read late: a fuzzer found that such an error came out untyped."""
     raw = bytes.fromhex(collateral().parts[part])
-    # How many bits at the end of the signature do not count: OpenSSL does not look.
-    unused_bits = raw.rindex(x509.load_der_x509_crl(raw).signature) - 1
-    for at in set(range(len(raw))) - {unused_bits}:
+    for at in range(len(raw)):
         for mask in (0x01, 0x10, 0x80):
             wrong = raw[:at] + bytes([raw[at] ^ mask]) + raw[at + 1 :]
             refused_or_malformed(**{part: wrong.hex()})
+
+
+@pytest.mark.parametrize("part", ["root_ca_crl", "pck_crl"])
+def test_a_name_that_is_a_string_of_bits_is_told(part: str) -> None:
+    """The X.509 parser has a way of its own to fail at it: a TypeError."""
+    der = bytes.fromhex(collateral().parts[part])
+    at = der.index(b"SIMULATION") - 2
+    assert der[at] == 0x0C  # UTF8String
+    odd = der[:at] + b"\x03" + der[at + 1 : at + 2] + b"\0" + der[at + 3 :]
+    assert code_of(lambda: check_signatures(changed(**{part: odd.hex()}), ANCHOR)) in (
+        "collateral.malformed",
+        "crl.signature",
+    )
 
 
 @pytest.mark.parametrize("chain", ["pck_crl_issuer_chain", "tcb_info_issuer_chain"])
@@ -243,9 +254,7 @@ def test_any_byte_of_a_certificate_may_be_wrong(chain: str) -> None:
         for certificate in x509.load_pem_x509_certificates(collateral().parts[chain].encode())
     ]
     for which, raw in enumerate(ders):
-        # As in a CRL: this byte says how many bits of the signature's last byte do not count.
-        unused_bits = raw.rindex(x509.load_der_x509_certificate(raw).signature) - 1
-        for at in set(range(len(raw))) - {unused_bits}:
+        for at in range(len(raw)):
             wrong = raw[:at] + bytes([raw[at] ^ 0x01]) + raw[at + 1 :]
             pem = (ssl.DER_cert_to_PEM_cert(wrong if n == which else ders[n]) for n in range(2))
             refused_or_malformed(**{chain: "".join(pem)})

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from sealserve.attestation.collateral import Collateral, require_current
+from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, InternalError, Refused
 from sealserve.tdx.quote import Quote, parse_quote
 from sealserve.tdx.signature_data import PCK_CHAIN, SignatureData, split_signature_data
@@ -84,7 +85,7 @@ def load_chain(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
     """
     try:
         chain = tuple(x509.load_pem_x509_certificates(pem))
-    except (ValueError, x509.InvalidVersion):
+    except UNREADABLE:
         raise InputError(
             "chain.malformed", f"the {what} is not a list of X.509 certificates in PEM"
         ) from None

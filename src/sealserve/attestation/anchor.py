@@ -17,6 +17,7 @@ from typing import Final
 
 from cryptography import x509
 
+from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, Refused
 from sealserve.files import read_limited
 
@@ -72,7 +73,7 @@ class Anchor:
             if len(root_der) > _MAX_ANCHOR_BYTES:
                 raise ValueError("too large")
             subject = x509.load_der_x509_certificate(root_der).subject.rfc4514_string()
-        except (ValueError, x509.InvalidVersion):
+        except UNREADABLE:
             raise InputError(
                 "chain.anchor_malformed",
                 "the anchor is not an X.509 certificate in DER",

@@ -23,6 +23,7 @@ from typing import Any
 import dcap_qvl
 from cryptography import x509
 
+from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, Refused
 from sealserve.files import read_limited
 
@@ -46,15 +47,7 @@ _CRLS = ("root_ca_crl", "pck_crl")
 _DOCUMENTS = ("tcb_info", "qe_identity")
 _REQUIRED = (*_PEM_CHAINS, *_CRLS, *_DOCUMENTS, "tcb_info_signature", "qe_identity_signature")
 # What the parsers of JSON, DER and PEM raise on bytes that are none.
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    OverflowError,
-    RecursionError,
-    AttributeError,
-    x509.InvalidVersion,
-)
+_UNREADABLE = (*UNREADABLE, KeyError, OverflowError, RecursionError, AttributeError)
 _OPTIONAL = ("pck_certificate_chain",)
 
 

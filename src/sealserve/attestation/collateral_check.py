@@ -19,13 +19,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from sealserve.attestation.anchor import Anchor
 from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.reference.documents import read_qe_identity, read_tcb_info
-from sealserve.attestation.reference.signatures import is_p256, is_signed
+from sealserve.attestation.reference.signatures import is_crl_signed, is_issued, is_signed
+from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, Refused
 
 __all__ = ["check_signatures"]
@@ -47,8 +47,7 @@ def check_signatures(collateral: Collateral, anchor: Anchor) -> None:
     """
     try:
         _check(collateral.parts, anchor)
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        # Names, keys and numbers of certificates and CRLs are read when they are asked for.
+    except UNREADABLE as error:
         raise InputError(
             "collateral.malformed",
             f"a certificate or CRL cannot be read: {type(error).__name__}",
@@ -102,18 +101,15 @@ def _chain(pem: str, where: str, anchor: Anchor) -> tuple[x509.Certificate, x509
             where=where,
             hint="collateral of a SIMULATED platform needs its anchor; Intel's needs none",
         )
-    try:
-        issuer.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature):
+    if not is_issued(issuer, root):
         raise Refused(
             "chain.not_verified", "the root did not sign this chain", where=where, hint=_WHENCE
-        ) from None
+        )
     return issuer, root
 
 
 def _check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, where: str) -> None:
-    key = issuer.public_key()
-    if crl.issuer != issuer.subject or not is_p256(key) or not crl.is_signature_valid(key):
+    if crl.issuer != issuer.subject or not is_crl_signed(crl, issuer):
         raise Refused(
             "crl.signature", "the CRL is not signed by its issuer", where=where, hint=_WHENCE
         )

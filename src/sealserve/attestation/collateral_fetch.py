@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.collateral_http import Answer, Endpoint, Unreachable, get
+from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.tdx.quote import parse_quote
 
@@ -306,7 +307,7 @@ def read_crl(body: bytes, where: str) -> bytes:
     for read in (_as_der, _as_hexadecimal, _as_pem):
         try:
             return read(body).public_bytes(Encoding.DER)
-        except (ValueError, x509.InvalidVersion):
+        except UNREADABLE:
             continue
     raise _malformed("no CRL", where)
 

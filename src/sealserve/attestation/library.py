@@ -26,6 +26,7 @@ from sealserve.attestation.anchor import Anchor
 from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.library_texts import refusal
 from sealserve.attestation.verified import VerifiedTd
+from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, InternalError, Refused
 
 __all__ = ["LibraryVerifier"]
@@ -118,11 +119,12 @@ def _check_roles(collateral: Collateral, root_name: x509.Name) -> None:
         signer = load_chain(collateral.parts[place].encode(), place)[0]
         try:
             oids = {extension.oid for extension in signer.extensions}
-        except (ValueError, x509.DuplicateExtension):
+            issuer = signer.issuer
+        except UNREADABLE:
             raise InputError(
                 "chain.malformed", "the signer's certificate cannot be read", where=place
             ) from None
-        if _SGX_EXTENSION in oids or signer.issuer != root_name:
+        if _SGX_EXTENSION in oids or issuer != root_name:
             raise Refused(
                 "chain.wrong_role",
                 "this is not signed by Intel's TCB signing key, whose certificate the root issues",

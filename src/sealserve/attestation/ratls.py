@@ -26,7 +26,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -36,7 +35,7 @@ from sealserve.attestation.appraisal import Verdict, appraise
 from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.policy import Policy
 from sealserve.attestation.verifier import VerifiedTd, Verifier
-from sealserve.certificates import key_pem, server_certificate
+from sealserve.certificates import UNREADABLE, key_pem, server_certificate
 from sealserve.errors import InputError, Refused
 from sealserve.tdx.eventlog import RuntimeEvent, decode_log, encode_log
 
@@ -230,7 +229,7 @@ def _load(der: bytes) -> x509.Certificate:
         )
     try:
         return x509.load_der_x509_certificate(der)
-    except (ValueError, x509.InvalidVersion):
+    except UNREADABLE:
         raise InputError(
             "binding.certificate_malformed", "the server's certificate cannot be read"
         ) from None
@@ -239,7 +238,7 @@ def _load(der: bytes) -> x509.Certificate:
 def _public_key(certificate: x509.Certificate) -> PublicKeyTypes:
     try:
         return certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise InputError(
             "binding.certificate_malformed", "the key in the server's certificate cannot be read"
         ) from None
@@ -264,7 +263,7 @@ def _evidence(certificate: x509.Certificate) -> tuple[bytes, bytes]:
             "the server's certificate carries no attestation evidence",
             hint=f"an attested server presents it under the name {SERVER_NAME}",
         ) from None
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except UNREADABLE:
         raise InputError(
             "binding.certificate_malformed", "the certificate's extensions cannot be read"
         ) from None

@@ -20,24 +20,21 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
+from cryptography.x509.oid import ExtensionOID
 
-from sealserve.attestation.reference.signatures import is_p256
+from sealserve.attestation.reference.signatures import (
+    is_crl_signed,
+    is_issued,
+    is_p256,
+    is_whole,
+)
+from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, Refused
 
 __all__ = ["Pki"]
 
 _CERTIFICATE_EXTENSIONS: Final = {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE}
 _CRL_EXTENSIONS: Final = {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
-# What the parser raises on a certificate's parts, which it reads when they are asked for.
-_UNREADABLE: Final = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-)
 _HINT: Final = "check that collateral and anchor belong together"
 
 
@@ -62,8 +59,10 @@ class Pki:
         self._anchor = anchor
         self._now = now
         root, pck = _load_crl(root_crl, "root CA CRL"), _load_crl(pck_crl, "PCK CRL")
-        if root.issuer != anchor.subject or not _signed_crl(root, anchor):
+        if root.issuer != anchor.subject or not is_crl_signed(root, anchor):
             raise Refused("chain.wrong_root", "the anchor did not sign the root CA CRL", hint=_HINT)
+        if not is_whole(pck):
+            raise InputError("crl.malformed", "the PCK CRL's signature is not of whole bytes")
         # Serial numbers are unique per issuer, so a CRL is found by its issuer.
         self._crls = {crl.issuer.public_bytes(): crl for crl in (pck, root)}
         for crl in self._crls.values():
@@ -85,14 +84,14 @@ class Pki:
         """
         try:
             return self._verify(chain, what)
-        except _UNREADABLE:
+        except UNREADABLE:
             raise _untrusted(what, "has a certificate that cannot be read") from None
 
     def _verify(self, chain: Sequence[x509.Certificate], what: str) -> list[x509.Certificate]:
         path = [chain[0]]
-        while not _issued(path[-1], self._anchor):
+        while not is_issued(path[-1], self._anchor):
             candidates = (each for each in chain[1:] if each not in path)
-            issuer = next((each for each in candidates if _issued(path[-1], each)), None)
+            issuer = next((each for each in candidates if is_issued(path[-1], each)), None)
             if issuer is None:
                 raise _untrusted(what, "does not lead to the anchor")
             path.append(issuer)
@@ -135,7 +134,7 @@ class Pki:
         name = certificate.subject.rfc4514_string()
         if crl is None:
             raise Refused("crl.missing", f"there is no CRL that could name {name}", hint=_HINT)
-        if not _signed_crl(crl, issuer):
+        if not is_crl_signed(crl, issuer):
             raise Refused("crl.signature", f"the CRL about {name} is not signed by its issuer")
         if any(each.oid not in _CRL_EXTENSIONS for each in crl.extensions):
             # A scope or a base CRL would be such an extension: what it leaves out is not said.
@@ -167,32 +166,12 @@ def _check_constraints(
         raise _untrusted(what, f"has {name}, which may not sign certificates")
 
 
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether name and signature say so."""
-    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
-        return False
-    if not is_p256(issuer.public_key()):
-        return False
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def _signed_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
-    key = issuer.public_key()
-    if crl.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256 or not is_p256(key):
-        return False
-    return crl.is_signature_valid(key)
-
-
 def _load_crl(raw: bytes, what: str) -> x509.CertificateRevocationList:
     try:
         crl = x509.load_der_x509_crl(raw)
         # What is read later is read once here: after this it can be.
         crl.issuer.rfc4514_string(), crl.last_update_utc, crl.next_update_utc, crl.extensions
-    except _UNREADABLE:
+    except UNREADABLE:
         raise InputError("crl.malformed", f"the {what} is not a CRL in DER") from None
     return crl
 

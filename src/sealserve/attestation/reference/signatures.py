@@ -1,14 +1,17 @@
-"""ECDSA P-256 with SHA-256, in the raw form that DCAP uses."""
+"""ECDSA P-256 with SHA-256, the one algorithm of Intel's PKI: raw as DCAP uses it, and in X.509."""
 
 from __future__ import annotations
 
 from typing import TypeGuard
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import SignatureAlgorithmOID
 
-__all__ = ["is_p256", "is_signed", "public_key"]
+__all__ = ["is_crl_signed", "is_issued", "is_p256", "is_signed", "is_whole", "public_key"]
 
 _HALF = 32  # bytes of r, s, x and y each
 
@@ -37,3 +40,35 @@ def is_signed(key: object, signature: bytes, data: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def is_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether name and signature say that the one was issued by the other."""
+    if not is_p256(issuer.public_key()) or not _is_sound(certificate):
+        return False
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def is_crl_signed(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    """Whether the issuer's key signed this CRL; names are not looked at."""
+    key = issuer.public_key()
+    return is_p256(key) and _is_sound(crl) and crl.is_signature_valid(key)
+
+
+def is_whole(signed: x509.Certificate | x509.CertificateRevocationList) -> bool:
+    """Whether the signature is of whole bytes.
+
+    The parser leaves alone the octet before the signature, which counts its
+    unused bits (X.690, section 8.6.2.2), and nothing signs that octet.
+    """
+    return signed.public_bytes(Encoding.DER).endswith(b"\0" + signed.signature)
+
+
+def _is_sound(signed: x509.Certificate | x509.CertificateRevocationList) -> bool:
+    return signed.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA256 and is_whole(
+        signed
+    )
