@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -63,18 +64,19 @@ def certificate(evidence: bytes | None, key: ec.EllipticCurvePrivateKey | None =
 
 def build(
     *,
-    claims: Callable[[dict[str, bytes]], dict[str, bytes]] = lambda claims: claims,
+    claims: Callable[[dict[str, Any]], dict[str, Any]] = lambda claims: claims,
     report_data: Callable[[bytes], bytes] = binding.tls_report_data,
     tag: int = 60000,
 ) -> bytes:
     """A certificate made as ours are, with one thing done otherwise."""
     key = ec.generate_private_key(ec.SECP256R1())
     spki = key.public_key().public_bytes(DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    honest = {
+    honest: dict[str, Any] = {
         "pubkey-hash": cbor.encode((7, hashlib.sha384(spki).digest())),
+        "sealserve-expires": int((NOW + timedelta(minutes=30)).timestamp()),
         "sealserve-runtime-log": encode_log(EVENTS),
     }
-    buffer = cbor.encode(claims(honest))  # type: ignore[arg-type]
+    buffer = cbor.encode(claims(honest))
     return certificate(cbor.encode(cbor.Tag(tag, (quote(report_data(buffer)), buffer))), key)
 
 
@@ -100,7 +102,7 @@ def test_the_identity_is_a_key_and_its_certificate() -> None:
     names = CERTIFICATE.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == [ratls.SERVER_NAME, "grpc.tf.service.com"]
     assert "SIMULATION" in CERTIFICATE.subject.rfc4514_string()
-    assert CERTIFICATE.not_valid_after_utc == IDENTITY.expires
+    assert CERTIFICATE.not_valid_after_utc - IDENTITY.expires <= timedelta(seconds=2)
     assert "PRIVATE" not in repr(IDENTITY)
     assert len({ratls.make_identity(quote, EVENTS).key_pem for _ in range(3)}) == 3
 
@@ -142,19 +144,46 @@ def test_all_64_bytes_of_report_data_count() -> None:
         ({"pubkey-hash": b""}, "cbor.malformed"),
     ],
 )
-def test_a_key_must_be_claimed(claims: dict[str, bytes], code: str) -> None:
-    assert refusal(build(claims=lambda _: claims)) == code
+def test_a_key_must_be_claimed(claims: dict[str, Any], code: str) -> None:
+    ends = {"sealserve-expires": 2**40}
+    assert refusal(build(claims=lambda _: {**ends, **claims})) == code
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ({}, "binding.no_end_claim"),
+        ({"sealserve-expires": b"\xff"}, "binding.no_end_claim"),
+        ({"sealserve-expires": int(NOW.timestamp()) - 1}, "binding.certificate_time"),
+        ({"sealserve-expires": 0}, "binding.certificate_time"),
+    ],
+)
+def test_a_leaked_key_does_not_outlive_what_the_quote_says(ends: dict[str, Any], code: str) -> None:
+    """Its holder writes certificates with any dates; the evidence inside he cannot change."""
+
+    def claims(honest: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in honest.items() if k != "sealserve-expires"} | ends
+
+    assert refusal(build(claims=claims)) == code
+
+
+def test_a_certificate_is_good_to_the_end_that_the_quote_names() -> None:
+    built = build()
+    check(built, NOW + timedelta(minutes=30))
+    assert refusal(built, NOW + timedelta(minutes=30, seconds=1)) == "binding.certificate_time"
 
 
 def test_the_log_is_bound_and_replayed() -> None:
-    without = build(claims=lambda honest: {"pubkey-hash": honest["pubkey-hash"]})
+    without = build(
+        claims=lambda honest: {k: v for k, v in honest.items() if k != "sealserve-runtime-log"}
+    )
     assert refusal(without) == "policy.events_missing"
     other = encode_log([*EVENTS[:1], RuntimeEvent("sealed")])
     swapped = build(claims=lambda honest: {**honest, "sealserve-runtime-log": other})
     assert refusal(swapped) == "eventlog.replay_mismatch"
     broken = build(claims=lambda honest: {**honest, "sealserve-runtime-log": b"{}"})
     assert refusal(broken) == "eventlog.malformed"
-    text = build(claims=lambda honest: {**honest, "sealserve-runtime-log": "[]"})  # type: ignore[dict-item]
+    text = build(claims=lambda honest: {**honest, "sealserve-runtime-log": "[]"})
     assert refusal(text) == "binding.evidence_malformed"
 
 

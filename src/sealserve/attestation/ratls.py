@@ -4,15 +4,18 @@ Rules this module keeps:
 
 * The key is born here, in the TD, and leaves only as the PEM given to the
   server; the certificate is worth nothing without it.
-* What is bound is the key (SHA-384 of its SubjectPublicKeyInfo) and the runtime
-  event log, in a claims buffer whose digest is the quote's report data. All 64
-  bytes are compared.
+* What is bound is the key (SHA-384 of its SubjectPublicKeyInfo), its end and the
+  runtime event log, in a claims buffer whose digest is the quote's report data.
+  All 64 bytes are compared. A certificate is signed by the key it carries, so
+  its own dates are the word of whoever holds the key: the end counts that the
+  quote speaks for.
 * A certificate that was only *fetched* proves nothing about a connection: the
   caller must pin the key it carries (see :mod:`sealserve.client`).
 
 Form: TCG DICE conceptual evidence, OID 2.23.133.5.4.9, CBOR tag 60000
 ``[quote, claims-buffer]``, claims ``"pubkey-hash"`` (mandatory here) and our
-own ``"sealserve-runtime-log"``. Source: CCC Attestation SIG, interoperable
+own ``"sealserve-expires"`` (mandatory: seconds of POSIX time) and
+``"sealserve-runtime-log"``. Source: CCC Attestation SIG, interoperable
 RA-TLS.
 """
 
@@ -22,7 +25,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cryptography import x509
@@ -58,6 +61,7 @@ MAX_CERTIFICATE_BYTES = 128 * 1024
 _EVIDENCE_TAG = 60000
 _SHA384 = 7  # IANA Named Information Hash Algorithm Registry
 _CLAIM_KEY = "pubkey-hash"
+_CLAIM_END = "sealserve-expires"
 _CLAIM_LOG = "sealserve-runtime-log"
 
 
@@ -68,7 +72,7 @@ class TlsIdentity:
     Attributes:
         key_pem: private key, PKCS #8, unencrypted. Secret.
         certificate_pem: the certificate with its evidence.
-        expires: when the certificate ends.
+        expires: when it ends; the quote speaks for that too.
     """
 
     key_pem: bytes = field(repr=False)
@@ -137,7 +141,7 @@ def make_identity(
         quote_fn: makes a quote for 64 bytes of report data.
         events: the runtime events extended so far; the certificate carries them.
         hostnames: DNS names beside :data:`SERVER_NAME`.
-        lifetime: how long the certificate is good.
+        lifetime: how long key and certificate are good, from now.
         simulated: put the word SIMULATION in the subject.
 
     Returns:
@@ -147,9 +151,11 @@ def make_identity(
         SealserveError: whatever ``quote_fn`` raises.
     """
     key = ec.generate_private_key(ec.SECP256R1())
+    expires = datetime.now(UTC).replace(microsecond=0) + lifetime
     claims = cbor.encode(
         {
             _CLAIM_KEY: cbor.encode((_SHA384, _key_digest(key.public_key()))),
+            _CLAIM_END: int(expires.timestamp()),
             _CLAIM_LOG: encode_log(events),
         }
     )
@@ -166,7 +172,7 @@ def make_identity(
     return TlsIdentity(
         key_pem=key_pem(key),
         certificate_pem=certificate.public_bytes(serialization.Encoding.PEM),
-        expires=certificate.not_valid_after_utc,
+        expires=expires,
     )
 
 
@@ -188,14 +194,15 @@ def check_certificate(
     Raises:
         InputError: ``binding.certificate_malformed``, ``cbor.*``, ``quote.*``
             or ``eventlog.*``.
-        Refused: ``binding.no_evidence``, ``binding.certificate_time``,
+        Refused: ``binding.no_evidence``, ``binding.no_key_claim``,
+            ``binding.no_end_claim``, ``binding.certificate_time``,
             ``binding.key_mismatch``, ``binding.claims_mismatch``, and as
             :meth:`Verifier.verify` and :meth:`Verdict.raise_if_denied`.
     """
     certificate = _load(der)
     _check_time(certificate, now)
     quote, claims = _evidence(certificate)
-    key_digest, log = _claims(claims)
+    key_digest, ends, log = _claims(claims)
     if not hmac.compare_digest(key_digest, _key_digest(_public_key(certificate))):
         raise Refused(
             "binding.key_mismatch",
@@ -208,6 +215,13 @@ def check_certificate(
             "binding.claims_mismatch",
             "the quote in this certificate was not made for these claims",
             hint="the server presents evidence that it did not make; do not send it anything",
+        )
+    if now.timestamp() > ends:
+        raise Refused(
+            "binding.certificate_time",
+            "the quote speaks for this TLS key up to a time that has passed",
+            hint="whoever made this certificate has a key that is out of date; do not send it "
+            "anything",
         )
     events = None if log is None else decode_log(log)
     verdict = appraise(policy, td, events, now=now)
@@ -279,21 +293,27 @@ def _evidence(certificate: x509.Certificate) -> tuple[bytes, bytes]:
     )
 
 
-def _claims(raw: bytes) -> tuple[bytes, bytes | None]:
+def _claims(raw: bytes) -> tuple[bytes, int, bytes | None]:
+    """Digest of the key, its end in POSIX time, the runtime event log."""
     claims = cbor.decode(raw)
     if not isinstance(claims, dict):
         raise InputError("binding.evidence_malformed", "the claims are not a CBOR map")
-    hashed, log = claims.get(_CLAIM_KEY), claims.get(_CLAIM_LOG)
+    hashed, ends, log = (claims.get(name) for name in (_CLAIM_KEY, _CLAIM_END, _CLAIM_LOG))
     if not isinstance(hashed, bytes):
         raise Refused(
             "binding.no_key_claim",
             f"the evidence has no {_CLAIM_KEY!r}: it speaks for no TLS key",
         )
+    if not isinstance(ends, int):
+        raise Refused(
+            "binding.no_end_claim",
+            f"the evidence has no {_CLAIM_END!r}: it does not say until when it speaks for the key",
+        )
     if not isinstance(log, (bytes, type(None))):
         raise InputError("binding.evidence_malformed", f"{_CLAIM_LOG!r} is not a byte string")
     match cbor.decode(hashed):
         case (int() as algorithm, bytes() as digest) if algorithm == _SHA384:
-            return digest, log
+            return digest, ends, log
     raise Refused(
         "binding.no_key_claim", f"{_CLAIM_KEY!r} is not a SHA-384 digest (algorithm {_SHA384})"
     )
