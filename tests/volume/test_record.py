@@ -153,9 +153,15 @@ def test_a_signed_record_that_is_not_canonical_is_refused() -> None:
         {"segment_offset": 8 * MIB},
         {"data_size": 8 * MIB + 1},
         {"cipher": "cipher_null-ecb"},
-        {"sector_size": 512},
+        {"sector_size": 1024},
         {"filesystem": "xfs"},
-        {"format": "sealserve.volume-record.v2"},
+        {"format": "sealserve.volume-record.v3"},
+        {"kind": "open"},
+        {"kind": "writable"},  # with a tree
+        {"verity": None},  # and sealed
+        {"kind": "writable", "verity": None},  # with models
+        {"kind": "writable", "verity": None, "models": (), "filesystem": "erofs"},
+        {"header": HeaderPin(sha256="a" * 64, size=32 * MIB)},
         {"name": "../evil"},
         {"name": ""},
         {"uuid": "no uuid"},
@@ -177,6 +183,48 @@ def test_a_signed_record_that_is_not_canonical_is_refused() -> None:
 def test_what_does_not_fit_is_no_record(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         example(**changes)
+
+
+def test_metadata_leave_room_for_the_keyslot() -> None:
+    pin = HeaderPin(sha256="a" * 64, size=8 * MIB, metadata_size=4 * MIB)
+    with pytest.raises(ValidationError, match="no room"):
+        example(
+            header=pin,
+            segment_offset=8 * MIB,
+            verity=VerityParameters(
+                data_blocks=16 * MIB // 4096,
+                hash_offset=16 * MIB,
+                salt="b" * 64,
+                root_hash="c" * 64,
+            ),
+        )
+
+
+def test_a_writable_record_says_that_it_promises_less() -> None:
+    writable = example(kind="writable", verity=None, models=())
+    assert open_record(sign_record(writable, OWNER), OWNER.public_key()) == writable
+    assert writable.file_size == 24 * MIB
+    with pytest.raises(Refused) as caught:
+        _ = writable.tree
+    assert caught.value.code == "volume.not_sealed"
+
+
+def test_foreign_layouts_can_be_stated() -> None:
+    for power in range(9):
+        size = 0x4000 << power
+        pin = HeaderPin(sha256="a" * 64, size=16 * MIB, metadata_size=size)
+        record = example(header=pin, sector_size=512)
+        assert open_record(sign_record(record, OWNER), OWNER.public_key()) == record
+
+
+def test_a_record_of_another_version_is_named() -> None:
+    from sealserve.volume import record as module
+
+    text = example().to_json().replace(b"record.v2", b"record.v1")
+    signature = OWNER.sign(module._pre_authentication_encoding(text))
+    with pytest.raises(InputError, match=r"form sealserve\.volume-record\.v1") as caught:
+        open_record(module._envelope(text, signature, OWNER.public_key()), OWNER.public_key())
+    assert caught.value.code == "record.version_unknown"
 
 
 @given(st.integers(2, 1 << 30))

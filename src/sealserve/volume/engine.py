@@ -70,7 +70,7 @@ def check_file(descriptor: int, record: VolumeRecord) -> CheckedFile:
             f"the volume file has {size} bytes, its record says {record.file_size}",
             hint="the file is incomplete, was extended, or belongs to another record",
         )
-    tree = VerityTree.load(descriptor, record.verity)
+    tree = VerityTree.load(descriptor, record.tree)
     area = read_exactly(descriptor, record.header.size, 0)
     check_header(area, record)
     tree.check(area, 0)
@@ -80,7 +80,7 @@ def check_file(descriptor: int, record: VolumeRecord) -> CheckedFile:
 
 def layout_of(record: VolumeRecord) -> Layout:
     """The layout that a record states."""
-    return Layout(record.segment_offset, record.sector_size)
+    return Layout(record.segment_offset, record.sector_size, record.header.metadata_size)
 
 
 def check_header(area: bytes | bytearray, record: VolumeRecord) -> None:
@@ -129,7 +129,7 @@ def verify_file(
         Refused: as `check_file`, and ``volume.block_mismatch`` for data blocks.
     """
     tree = check_file(descriptor, record).tree
-    total = record.verity.hash_offset
+    total = record.segment_end
     for offset in range(0, total, _CHUNK):
         chunk = read_exactly(descriptor, min(_CHUNK, total - offset), offset)
         tree.check(chunk, offset)

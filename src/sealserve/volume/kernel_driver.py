@@ -135,7 +135,7 @@ def attach_loop(path: Path, runner: Runner) -> str:
 
 
 def _verity_command(record: VolumeRecord, loop: str, name: str) -> list[str]:
-    verity = record.verity
+    verity = record.tree
     return [
         "veritysetup",
         "open",

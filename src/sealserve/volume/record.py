@@ -1,4 +1,4 @@
-"""The volume record: all that anyone has to know to open a sealed volume.
+"""The volume record: all that anyone has to know to open a volume.
 
 Rules this module keeps:
 
@@ -12,6 +12,9 @@ Rules this module keeps:
   signature covers the payload *type* too, so an owner's signature on something
   else can never be taken for a record.
 * A record holds no secret. ``key_id`` names the volume key without revealing it.
+* ``kind`` decides what the record can promise. ``sealed``: every byte, by the
+  verity tree. ``writable``: the header, and with it cipher, key and offsets; the
+  content changes, so nobody can tell an older one from the newest.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Final, Literal, Self
 
 from cryptography.exceptions import InvalidSignature
@@ -33,7 +37,9 @@ from sealserve.wire.limits import MAX_RECORD_BYTES
 __all__ = [
     "BLOCK_SIZE",
     "KEY_SIZE",
+    "Filesystem",
     "HeaderPin",
+    "Kind",
     "ModelEntry",
     "VerityParameters",
     "VolumeRecord",
@@ -47,11 +53,15 @@ __all__ = [
 ]
 
 BLOCK_SIZE: Final = 4096
-"""Bytes of a sector of the cipher, of a verity data block and of a hash block."""
+"""Bytes of a sector of our own volumes, of a verity data block and of a hash block."""
 
 KEY_SIZE: Final = 32
 """Bytes of the volume key that the broker keeps: it opens the LUKS2 keyslot."""
 
+Kind = Literal["sealed", "writable"]
+Filesystem = Literal["ext4", "erofs"]
+
+_FORMAT: Final = "sealserve.volume-record.v2"
 _PAYLOAD_TYPE: Final = "application/vnd.sealserve.volume-record+json"
 _DIGESTS_PER_BLOCK: Final = BLOCK_SIZE // 32
 
@@ -71,10 +81,14 @@ class HeaderPin(_Part):
     Attributes:
         sha256: SHA-256 of the whole area, lower-case hex.
         size: bytes from the start of the file to the encrypted segment.
+        metadata_size: bytes of one metadata copy, a power of two (LUKS2 §2.2).
     """
 
     sha256: _Digest
     size: _Bytes
+    metadata_size: Literal[
+        0x4000, 0x8000, 0x10000, 0x20000, 0x40000, 0x80000, 0x100000, 0x200000, 0x400000
+    ] = 0x4000
 
 
 class VerityParameters(_Part):
@@ -112,27 +126,30 @@ class ModelEntry(_Part):
 
 
 class VolumeRecord(_Part):
-    """What a sealed volume is, as its owner states it.
+    """What a volume is, as its owner states it.
 
     Attributes:
         format: version of this document's meaning.
+        kind: ``sealed`` (read-only, verified) or ``writable``.
         name: the owner's name for the volume.
         uuid: UUID of the LUKS2 header.
         version: counts up with each remake of the named volume.
         created: UTC, ``YYYY-MM-DDTHH:MM:SSZ``.
-        data_size: bytes of the decrypted filesystem.
+        data_size: bytes of the decrypted filesystem; a writable volume may have grown since.
         header: pin of the LUKS2 header area.
         cipher: dm-crypt name of the cipher.
         key_bits: bits of the LUKS volume key (two AES-256 keys).
         sector_size: bytes of an encryption sector.
         segment_offset: byte offset of the encrypted segment in the file.
-        verity: geometry and root hash of the tree over header and segment.
+        verity: geometry and root hash of the tree over header and segment; none for
+            a writable volume. `tree` is the same without the none.
         filesystem: type of the filesystem inside.
         key_id: `key_id_of` the key that opens the keyslot.
         models: sorted by name, then version.
     """
 
-    format: Literal["sealserve.volume-record.v1"] = "sealserve.volume-record.v1"
+    format: Literal["sealserve.volume-record.v2"] = _FORMAT
+    kind: Kind = "sealed"
     name: _Name
     uuid: Annotated[
         str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
@@ -143,10 +160,10 @@ class VolumeRecord(_Part):
     header: HeaderPin
     cipher: Literal["aes-xts-plain64"] = "aes-xts-plain64"
     key_bits: Literal[512] = 512
-    sector_size: Literal[4096] = BLOCK_SIZE
+    sector_size: Literal[512, 4096] = BLOCK_SIZE
     segment_offset: _Bytes
-    verity: VerityParameters
-    filesystem: Literal["ext4"] = "ext4"
+    verity: VerityParameters | None
+    filesystem: Filesystem = "ext4"
     key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     models: tuple[ModelEntry, ...] = ()
 
@@ -154,9 +171,15 @@ class VolumeRecord(_Part):
     def _parts_fit_together(self) -> Self:
         if self.header.size != self.segment_offset:
             raise ValueError("the header area does not end where the segment begins")
-        if self.segment_offset + self.data_size != self.verity.hash_offset:
+        if 2 * self.header.metadata_size >= self.header.size:
+            raise ValueError("the metadata leave no room for a keyslot")
+        if (self.kind == "sealed") != (self.verity is not None):
+            raise ValueError("a sealed volume has a verity tree, a writable one has none")
+        if self.kind == "writable" and (self.models or self.filesystem != "ext4"):
+            raise ValueError("a writable volume is ext4, and no record can vouch for its models")
+        if self.verity and self.segment_end != self.verity.hash_offset:
             raise ValueError("the verity tree does not begin where the segment ends")
-        if self.verity.data_blocks * BLOCK_SIZE != self.verity.hash_offset:
+        if self.verity and self.verity.data_blocks * BLOCK_SIZE != self.verity.hash_offset:
             raise ValueError("verity does not cover exactly the header area and the segment")
         order = [(model.name, model.version) for model in self.models]
         if order != sorted(set(order)):
@@ -164,9 +187,34 @@ class VolumeRecord(_Part):
         return self
 
     @property
+    def tree(self) -> VerityParameters:
+        """The verity tree of a sealed volume.
+
+        Raises:
+            Refused: ``volume.not_sealed``.
+        """
+        if self.verity is None:
+            raise Refused(
+                "volume.not_sealed",
+                f"the volume {self.name!r} is writable: nothing vouches for its content",
+                hint="only a sealed volume can be used here",
+            )
+        return self.verity
+
+    @property
+    def segment_end(self) -> int:
+        """Bytes of header and segment, as they were when the record was made."""
+        return self.segment_offset + self.data_size
+
+    @property
     def file_size(self) -> int:
-        """Exact size of the volume file in bytes: header, segment and tree."""
-        return self.verity.hash_offset + tree_blocks(self.verity.data_blocks) * BLOCK_SIZE
+        """Size of the volume file in bytes: header, segment and tree.
+
+        Exact for a sealed volume; the least that a writable one has.
+        """
+        if self.verity is None:
+            return self.segment_end
+        return self.segment_end + tree_blocks(self.verity.data_blocks) * BLOCK_SIZE
 
     def to_json(self) -> bytes:
         """The record's one encoding: canonical JSON, UTF-8."""
@@ -235,7 +283,7 @@ def open_record(raw: bytes, owner_public_key: Ed25519PublicKey) -> VolumeRecord:
         The record that the owner signed.
 
     Raises:
-        InputError: ``record.too_large``, ``record.malformed``.
+        InputError: ``record.too_large``, ``record.malformed``, ``record.version_unknown``.
         Refused: ``record.signature_invalid`` when the owner did not sign these bytes.
     """
     payload, signature = _open_envelope(raw)
@@ -256,8 +304,9 @@ def decode_payload(payload: bytes) -> VolumeRecord:
     """Decode a record's canonical JSON, whose origin the caller has checked.
 
     Raises:
-        InputError: ``record.malformed``.
+        InputError: ``record.malformed``, ``record.version_unknown``.
     """
+    _check_format(payload)
     try:
         record = VolumeRecord.model_validate_json(payload)
     except ValidationError as error:
@@ -273,9 +322,24 @@ def peek_record(raw: bytes) -> VolumeRecord:
     """Decode a signed record WITHOUT checking its signature: for showing it to people.
 
     Raises:
-        InputError: ``record.too_large``, ``record.malformed``.
+        InputError: ``record.too_large``, ``record.malformed``, ``record.version_unknown``.
     """
     return decode_payload(_open_envelope(raw)[0])
+
+
+def _check_format(payload: bytes) -> None:
+    """A record of another version is no garbage: say which one it is."""
+    try:
+        found = json.loads(payload)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return  # the model says what is wrong with it
+    known = isinstance(found, str) and re.fullmatch(r"sealserve\.volume-record\.v\d{1,6}", found)
+    if known and found != _FORMAT:
+        raise InputError(
+            "record.version_unknown",
+            f"the record is of the form {found}, and this program reads {_FORMAT}",
+            hint="use the version of sealserve that made it, or make the volume anew",
+        )
 
 
 def _open_envelope(raw: bytes) -> tuple[bytes, bytes]:
