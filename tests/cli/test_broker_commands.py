@@ -19,6 +19,7 @@ from sealserve.attestation.policy import Policy, Release
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.identity import BrokerIdentity
 from sealserve.cli import main
+from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.volume.owner import init_owner, load_owner_key
 from sealserve.volume.record import (
     KEY_SIZE,
@@ -90,17 +91,21 @@ class Owner:
 
 
 def record_for(key: bytes) -> VolumeRecord:
-    """A record as `volume create` makes it, of a volume of 12 blocks."""
+    """A record as `volume create` makes it: a header of 16 MiB, and 8 blocks of data."""
+    header = 16 << 20
     return VolumeRecord(
         name="models",
         uuid="0f6ae7b6-2b1c-4a0e-9d3a-6f1b8a7c5d4e",
         version=1,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         data_size=8 * 4096,
-        header=HeaderPin(sha256="ab" * 32, size=4 * 4096),
-        segment_offset=4 * 4096,
+        header=HeaderPin(sha256="ab" * 32, size=header),
+        segment_offset=header,
         verity=VerityParameters(
-            data_blocks=12, hash_offset=12 * 4096, salt="cd" * 32, root_hash="ef" * 32
+            data_blocks=header // 4096 + 8,
+            hash_offset=header + 8 * 4096,
+            salt="cd" * 32,
+            root_hash="ef" * 32,
         ),
         key_id=key_id_of(key),
     )
@@ -132,6 +137,8 @@ def test_from_an_empty_place_to_a_listed_secret(owner: Owner, tmp_path: Path) ->
     status = result_of("broker", "status", owner.broker)
     assert status["secrets"] == {"live": 1, "retired": 1}
     assert status["audit"] == {"lines": 2, "problem": None}
+    assert status["leases"] == {"active": 0, "by_resource": {"models/demo": 0}}
+    assert status["denials_last_hour"] == 0
     assert [resource["name"] for resource in status["resources"]] == ["models/demo"]
     shown = result_of("audit", "show", "--broker", owner.broker, "--last", "1")["lines"]
     assert [(e["event"], e["resource"], e["secret_version"]) for e in shown] == [
@@ -206,6 +213,7 @@ def test_a_broken_chain_shows_in_verify_status_and_export(owner: Owner, tmp_path
     "command",
     [
         ["broker", "status"],
+        ["broker", "doctor"],
         ["secret", "list", "--broker"],
         ["audit", "show", "--broker"],
         ["audit", "verify", "--broker"],
@@ -232,7 +240,8 @@ def test_a_readable_kek_is_refused(owner: Owner) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ("broker", "init"), ("broker", "serve"), ("broker", "status"), ("secret", "put"),
+        ("broker", "init"), ("broker", "serve"), ("broker", "status"), ("broker", "doctor"),
+        ("secret", "put"),
         ("secret", "list"), ("audit", "show"), ("audit", "verify"), ("audit", "export"),
     ],
 )  # fmt: skip
@@ -240,3 +249,37 @@ def test_every_help_has_an_example(command: tuple[str, str]) -> None:
     help_text = sealserve(*command, "--help").stdout
     assert "Example:" in help_text
     assert f"sealserve {' '.join(command)}" in " ".join(help_text.split())
+
+
+def test_the_doctor_lists_and_its_exit_status_says_what_is_due(
+    owner: Owner, tmp_path: Path
+) -> None:
+    result_of(*owner.put())
+    report = result_of("broker", "doctor", owner.broker)
+    assert report["due"] == 0
+    assert [(f["code"], f["state"]) for f in report["findings"]] == [
+        ("certificate.broker_ends", "later"),
+        ("collateral.not_examined", "later"),
+        ("policy.no_live_measurement", "later"),
+    ]
+    soon = sealserve("broker", "doctor", owner.broker, "--within", "2000")
+    assert soon.returncode == 1
+    assert "[certificate.broker_ends]" in soon.stdout
+    assert soon.stdout.splitlines()[-1] == "1 finding(s) due"
+    platform = SimulatedPlatform.new(datetime.now(UTC))
+    collateral = tmp_path / "collateral.json"
+    collateral.write_bytes(platform.collateral(datetime.now(UTC)))
+    given = ("--collateral", collateral, "--early-collateral", collateral)
+    report = result_of("broker", "doctor", owner.broker, *given)
+    assert [f["code"] for f in report["findings"]][:4] == ["collateral.ends"] * 4
+    (owner.broker / "kek").chmod(0o644)
+    sick = sealserve("broker", "doctor", owner.broker, "--json")
+    assert sick.returncode == 1
+    assert json.loads(sick.stdout)["findings"][0]["code"] == "kek.unusable"
+
+
+def test_what_the_doctor_cannot_read_is_named(owner: Owner, tmp_path: Path) -> None:
+    absent = ("broker", "doctor", owner.broker, "--collateral", tmp_path / "absent")
+    assert refusal_of(*absent) == (4, "file.unreadable")
+    bad = ("broker", "doctor", owner.broker, "--early-collateral", owner.policy)
+    assert refusal_of(*bad) == (2, "collateral.malformed")

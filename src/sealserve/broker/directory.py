@@ -33,7 +33,7 @@ from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.files import sync_path, write_atomically
 from sealserve.wire.limits import MAX_RECORD_BYTES
 
-__all__ = ["DEFAULT_LEASE_SECONDS", "Broker", "create", "open_broker"]
+__all__ = ["DEFAULT_LEASE_SECONDS", "Broker", "create", "open_broker", "open_without_kek"]
 
 DEFAULT_LEASE_SECONDS: Final = 24 * 3600
 
@@ -218,17 +218,9 @@ def open_broker(root: Path) -> Broker:
             different brokers; ``store.version_unknown``.
         InputError: ``identity.malformed``.
     """
-    if not (root / _DATABASE).is_file():
-        raise Unavailable(
-            "broker.directory_missing",
-            "this is no broker's directory",
-            where=str(root),
-            hint="make one with `sealserve broker init DIR --name NAME`",
-        )
-    identity = BrokerIdentity.load(root / _IDENTITY)
-    kek = KeyEncryptionKey.load(root / _KEK)
-    broker = Broker(root, identity, kek, Store.open(root / _DATABASE))
+    identity, store = open_without_kek(root)
     try:
+        broker = Broker(root, identity, KeyEncryptionKey.load(root / _KEK), store)
         if broker._deposit_key().public != identity.deposit_public_key:
             raise Refused(
                 "broker.key_mismatch",
@@ -237,9 +229,29 @@ def open_broker(root: Path) -> Broker:
                 hint="restore both from the same backup",
             )
     except BaseException:
-        broker.store.close()
+        store.close()
         raise
     return broker
+
+
+def open_without_kek(root: Path) -> tuple[BrokerIdentity, Store]:
+    """Open what needs no key: for looking at a broker that may not be fit to serve.
+
+    The caller closes the store.
+
+    Raises:
+        Unavailable: ``broker.directory_missing``, ``store.unavailable``.
+        Refused: ``store.version_unknown``.
+        InputError: ``identity.malformed``.
+    """
+    if not (root / _DATABASE).is_file():
+        raise Unavailable(
+            "broker.directory_missing",
+            "this is no broker's directory",
+            where=str(root),
+            hint="make one with `sealserve broker init DIR --name NAME`",
+        )
+    return BrokerIdentity.load(root / _IDENTITY), Store.open(root / _DATABASE)
 
 
 def _fill(scratch: Path, identity: BrokerIdentity, tls_key: bytes, deposit_key: HpkeKey) -> None:

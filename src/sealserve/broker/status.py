@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sealserve.attestation import policy_file
 from sealserve.broker.directory import open_broker
+from sealserve.broker.operation.seen import Seen
+from sealserve.broker.operation.snapshot import take
+from sealserve.broker.operation.thresholds import THRESHOLDS
 from sealserve.broker.store import Resource
 from sealserve.errors import Refused
 
@@ -28,6 +31,8 @@ class BrokerStatus:
         retired_secrets: versions that were replaced.
         audit_lines: length of the audit chain.
         audit_problem: what is wrong with the chain; ``None`` if it is whole.
+        leases: how many guests may keep a secret now, by resource.
+        denials_last_hour: requests that got nothing in the last 60 minutes, malformed ones too.
     """
 
     name: str
@@ -38,6 +43,8 @@ class BrokerStatus:
     retired_secrets: int
     audit_lines: int
     audit_problem: str | None
+    leases: dict[str, int]
+    denials_last_hour: int
 
     def to_dict(self) -> dict[str, Any]:
         """The status as a JSON object."""
@@ -57,6 +64,8 @@ class BrokerStatus:
             ],
             "secrets": {"live": self.live_secrets, "retired": self.retired_secrets},
             "audit": {"lines": self.audit_lines, "problem": self.audit_problem},
+            "leases": {"active": sum(self.leases.values()), "by_resource": self.leases},
+            "denials_last_hour": self.denials_last_hour,
         }
 
     def to_text(self) -> str:
@@ -66,12 +75,15 @@ class BrokerStatus:
             f"certificate ends {self.certificate_ends:%Y-%m-%d}",
             f"secrets: {self.live_secrets} live, {self.retired_secrets} retired",
             f"audit chain: {self.audit_lines} lines, {self.audit_problem or 'whole'}",
+            f"leases: {sum(self.leases.values())} active",
+            f"denials in the last hour: {self.denials_last_hour}",
             "resources:" if self.resources else "resources: none",
         ]
         for resource in self.resources:
             version, policy = resource.secret_version, resource.policy_sha256[:16]
             loud = "  SIMULATION allowed" if _simulation(resource) == "allowed" else ""
-            lines.append(f"  {resource.name}  version {version}  policy {policy}{loud}")
+            held = f"{self.leases.get(resource.name, 0)} lease(s)"
+            lines.append(f"  {resource.name}  version {version}  policy {policy}  {held}{loud}")
         return "\n".join(lines)
 
 
@@ -91,6 +103,10 @@ def status_of(root: Path) -> BrokerStatus:
             broker.audit.verify()
         except Refused as error:
             problem = str(error)
+        now = datetime.now(UTC)
+        seen = Seen()
+        for line in broker.audit.lines(last=THRESHOLDS.lines):
+            seen.feed(line)
         states = [secret.state for secret in broker.store.secrets()]
         return BrokerStatus(
             name=broker.identity.name,
@@ -101,4 +117,6 @@ def status_of(root: Path) -> BrokerStatus:
             retired_secrets=states.count("retired"),
             audit_lines=broker.audit.length(),
             audit_problem=problem,
+            leases={each.name: each.leases for each in take(broker.store, now).resources},
+            denials_last_hour=seen.denials_since(now - timedelta(hours=1)),
         )

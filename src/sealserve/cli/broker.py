@@ -115,3 +115,46 @@ def status(directory: _Directory, json: JsonFlag = False) -> None:
 
     found = status_of(directory)
     emit(found.to_dict(), as_json=json, text=found.to_text())
+
+
+@app.command()
+def doctor(
+    directory: _Directory,
+    collateral: Annotated[
+        Path | None, typer.Option(help="The collateral that the broker serves with.")
+    ] = None,
+    early_collateral: Annotated[
+        Path | None,
+        typer.Option(help="From `collateral fetch --update early`: what Intel puts in force next."),
+    ] = None,
+    within: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            help="What counts as due; by default each finding has its own notice.",
+        ),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """List what will lock guests out, and when: the most urgent first.
+
+    Exit status 1 says that something is due; notices never are.
+
+    Example: sealserve broker doctor /var/lib/sealserve/broker --collateral collateral.json
+    --within 30
+    """
+    from datetime import UTC, datetime
+
+    from sealserve.attestation.collateral import Collateral
+    from sealserve.broker.operation.doctor import examine
+
+    report = examine(
+        directory,
+        now=datetime.now(UTC),
+        collateral=Collateral.load(collateral) if collateral else None,
+        early=Collateral.load(early_collateral) if early_collateral else None,
+    )
+    emit(report.to_dict(within), as_json=json, text=report.to_text(within))
+    if report.due(within):
+        raise typer.Exit(1)
