@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from sealserve.attestation.azure import bound_runtime_data
+from sealserve.attestation.azure import bound_runtime_data, verify_azure
 from sealserve.attestation.verifier import VerifiedTd
 from sealserve.errors import InputError, Refused
+from sealserve.tdx.evidence import AzureEvidence
 from sealserve.tdx.quote import parse_quote
-from tests.simulated import NOW, collateral, verified, verifier
+from tests.simulated import NOW, collateral, platform, report, verified, verifier
 from tests.tdx.azure_guest import hcl_report, quote_of
 from tests.vectors import read_vector
 
@@ -86,3 +88,48 @@ def test_bound_but_unreadable_runtime_data_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         bound_runtime_data(verified_for(raw), raw, DATA)
     assert caught.value.code == "azure.runtime_malformed"
+
+
+def evidence(raw: bytes, **registers: bytes) -> AzureEvidence:
+    """As an Azure guest brings it: without SEPT_VE_DISABLE, RTMRs zero."""
+    zero = {f"rtmr{index}": bytes(48) for index in range(4)}
+    td = {"td_attributes": bytes(8), "report_data": raw[160:224], **zero, **registers}
+    return AzureEvidence(platform().quote(report(**td)), raw)
+
+
+def refusal(brought: AzureEvidence, report_data: bytes | None = DATA) -> str:
+    with pytest.raises((Refused, InputError)) as caught:
+        verify_azure(brought, verifier().anchor, collateral(), NOW, report_data)
+    return caught.value.code
+
+
+def test_evidence_is_verified_from_the_root_down_to_the_request() -> None:
+    brought = evidence(hcl_report(DATA))
+    found = verify_azure(brought, verifier().anchor, collateral(), NOW, DATA)
+    assert found.runtime.user_data == DATA
+    assert found.td.simulated
+    assert json.loads(json.dumps(found.to_dict()))["runtime_data"]["user_data"] == DATA.hex()
+    assert refusal(brought, bytes(64)) == "binding.azure_user_data"
+    # What it answers may be left open, but not that it is of one piece.
+    assert verify_azure(brought, verifier().anchor, collateral(), NOW, None) == found
+
+
+def test_evidence_is_refused_at_the_first_link_that_does_not_hold() -> None:
+    raw = hcl_report(DATA)
+    debug = evidence(raw, td_attributes=bytes.fromhex("0100000000000000"))
+    assert refusal(debug) == "td.debug"
+    broken = evidence(raw)
+    assert refusal(replace(broken, quote=broken.quote[:-9])) == "quote.truncated"
+    assert refusal(replace(broken, hcl_report=hcl_report(bytes(64)))) == (
+        "binding.azure_runtime_data"
+    )
+    assert refusal(replace(broken, hcl_report=b"HCLA")) == "azure.report_malformed"
+    forged = bytearray(broken.quote)
+    forged[200] ^= 1  # MRTD
+    assert refusal(replace(broken, quote=bytes(forged))) == "quote.signature"
+
+
+def test_the_primary_verifier_never_takes_an_azure_guest_for_a_tdx_guest() -> None:
+    with pytest.raises(Refused) as caught:
+        verifier().verify(evidence(hcl_report(DATA)).quote, collateral(), NOW)
+    assert caught.value.code == "td.sept_ve_disable"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import pytest
 from sealserve.attestation import policy_file
 from sealserve.attestation.policy import Policy
 from sealserve.simulator.platform import SimulatedPlatform
-from sealserve.simulator.td import SoftwareTd
+from sealserve.simulator.td import SoftwareTd, report_of
 from sealserve.tdx.eventlog import RuntimeEvent, encode_log
+from sealserve.tdx.evidence import AzureEvidence
 from tests.conftest import missing
+from tests.tdx.azure_guest import hcl_report
 from tests.vectors import vector_path
 
 INSIDE = "2025-07-01T00:00:00Z"
@@ -79,6 +82,37 @@ def test_show_prints_registers_and_that_nothing_is_verified() -> None:
     document = json.loads(sealserve("attest", "show", path, "--json").stdout)
     assert document["report"]["mrtd"].startswith("91eb2b44d141d4ec")
     assert document["report"]["mrtd"] in people.stdout
+    assert (document["fmspc"], document["ca"]) == ("b0c06f000000", "platform")
+
+
+def test_quotes_are_read_in_the_forms_in_which_they_are_passed_around(tmp_path: Path) -> None:
+    """What `attest quote --json` prints was not read by any other command."""
+    raw = vector_path("dcap-qvl/tdx_quote").read_bytes()
+    forms = {
+        "hex": raw.hex(),
+        "lines": "0x" + "\n".join(raw.hex()[i : i + 64] for i in range(0, 2 * len(raw), 64)),
+        "json": json.dumps({"provider": "configfs", "quote": raw.hex()}),
+    }
+    wanted = sealserve("attest", "show", vector_path("dcap-qvl/tdx_quote"), "--json").stdout
+    for name, text in forms.items():
+        (tmp_path / name).write_text(text)
+        assert sealserve("attest", "show", tmp_path / name, "--json").stdout == wanted, name
+    foreign = sealserve("attest", "show", vector_path("dstack/quote-report.json"), "--json")
+    assert json.loads(foreign.stdout)["report"]["mrtd"].startswith("b24d3b24e9e3c160")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "code"),
+    [
+        ("dcap-qvl/sgx_quote", 3, "quote.not_tdx"),
+        ("go-tdx-guest/report.dat", 3, "quote.unsupported_version"),
+        ("trustee/az-tdx-vtpm/evidence-v1.json", 2, "quote.malformed"),
+        ("trustee/az-tdx-vtpm/hcl-report.bin", 3, "quote.unsupported_version"),
+    ],
+)
+def test_what_is_no_tdx_quote_is_told(name: str, status: int, code: str) -> None:
+    result = sealserve("attest", "show", vector_path(name))
+    assert (result.returncode, code in result.stderr) == (status, True), result.stderr
 
 
 def test_a_real_quote_verifies_but_is_not_appraised_without_a_policy() -> None:
@@ -116,6 +150,41 @@ def test_exit_status_0_is_for_a_trusted_verdict_only(site: Site, tmp_path: Path)
     denied = sealserve("attest", "verify", *site.evidence, "--policy", empty)
     assert denied.returncode == 3
     assert "policy.no_releases" in denied.stderr
+
+
+def test_a_quote_answers_one_request(site: Site) -> None:
+    asked = ["attest", "verify", *site.evidence, "--policy", site.policy, "--report-data"]
+    assert sealserve(*asked, "00" * 64).returncode == 0
+    other = sealserve(*asked, "11" * 64)
+    assert (other.returncode, "binding.report_data" in other.stderr) == (3, True)
+    short = sealserve(*asked, "11")
+    assert (short.returncode, "tdx.report_data_length" in short.stderr) == (2, True)
+
+
+def test_azure_evidence_is_verified_down_to_its_runtime_data(tmp_path: Path) -> None:
+    platform = SimulatedPlatform.create(tmp_path / "platform", datetime.now(UTC))
+    data = bytes(range(64))
+    raw = hcl_report(data)
+    td = replace(report_of(), td_attributes=bytes(8), report_data=raw[160:224])
+    (tmp_path / "evidence").write_bytes(AzureEvidence(platform.quote(td), raw).encode())
+    command = ["attest", "verify", tmp_path / "evidence"]
+    command += ["--anchor", tmp_path / "platform" / "anchor.der"]
+    command += ["--collateral", tmp_path / "platform" / "collateral.json"]
+    people = sealserve(*command, "--report-data", data.hex())
+    assert people.returncode == 1, people.stderr
+    assert data.hex() in people.stdout
+    assert "SIMULATION" in people.stdout
+    document = json.loads(sealserve(*command, "--json").stdout)
+    assert (document["trusted"], document["runtime_data"]["user_data"]) == (None, data.hex())
+    policy = tmp_path / "policy.yaml"
+    policy_file.write(Policy(), policy)
+    for more, code in (
+        (["--report-data", "00" * 64], "binding.azure_user_data"),
+        (["--policy", policy], "policy.azure"),
+        (["--require-both"], "td.sept_ve_disable"),
+    ):
+        refused = sealserve(*command, *more)
+        assert (refused.returncode, code in refused.stderr) == (3, True), refused.stderr
 
 
 def test_explain_shows_every_rule(site: Site, tmp_path: Path) -> None:

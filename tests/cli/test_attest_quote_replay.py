@@ -57,6 +57,17 @@ def test_a_log_explains_its_quote_and_no_other() -> None:
     assert [match["matches"] for match in document["matches"]] == [False, False, False, True]
 
 
+def test_another_projects_report_explains_its_own_quote() -> None:
+    report = vector_path("dstack/quote-report.json")
+    told = sealserve("attest", "replay", report, "--quote", report)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("matches") == 4
+    other = sealserve(
+        "attest", "replay", vector_path("dstack/tdx-lite-getquote.json"), "--quote", report
+    )
+    assert other.returncode == 3
+
+
 def test_one_changed_digest_is_told(tmp_path: Path) -> None:
     raw = bytearray(read_vector(COS + "ccel_data.dat"))
     raw[100] ^= 1  # in the first event's digest

@@ -1,21 +1,15 @@
-"""Boot event logs for tests: an encoder of our own, and other projects' JSON logs."""
+"""Boot event logs for tests: an encoder of our own."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from sealserve.tdx.ccel import BootEvent
-
-__all__ = ["Entry", "acpi_table", "dstack_events", "encode", "spec_id"]
+__all__ = ["Entry", "acpi_table", "encode", "spec_id"]
 
 NO_ACTION = 3
 SHA384 = 0x0C
-_DSTACK_RUNTIME = 0x08000001
 
 
 @dataclass(frozen=True)
@@ -57,25 +51,3 @@ def acpi_table(size: int, *, cc_type: int = 2, signature: bytes = b"CCEL") -> by
     )
     raw[9] = -sum(raw) % 256
     return bytes(raw)
-
-
-def dstack_events(document: bytes) -> tuple[bytes, tuple[BootEvent, ...]]:
-    """Quote and events of a dstack quote report.
-
-    Its run-time events state what they measured: SHA-384 of the type as u32,
-    the name and the payload, joined by colons. The digest in the file is not
-    believed for those.
-    """
-    report: dict[str, Any] = json.loads(document)
-    return bytes.fromhex(report["quote"]), tuple(map(_dstack, json.loads(report["event_log"])))
-
-
-def _dstack(entry: dict[str, Any]) -> BootEvent:
-    payload = bytes.fromhex(entry["event_payload"])
-    digest = bytes.fromhex(entry["digest"])
-    if entry["event_type"] == _DSTACK_RUNTIME:
-        measured = b":".join(
-            (struct.pack("<I", entry["event_type"]), entry["event"].encode(), payload)
-        )
-        digest = hashlib.sha384(measured).digest()
-    return BootEvent(entry["imr"], digest, entry["event_type"], payload)

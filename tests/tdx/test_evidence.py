@@ -1,13 +1,21 @@
-"""Asking again: bounded in number and in time."""
+"""Asking again: bounded in number and in time. Evidence in files: of one type or the other."""
 
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 
-from sealserve.errors import Unavailable
-from sealserve.tdx.evidence import PassingTrouble, ask_again
+from sealserve.errors import InputError, Unavailable
+from sealserve.tdx.evidence import (
+    AzureEvidence,
+    PassingTrouble,
+    TdxEvidence,
+    ask_again,
+    load_evidence,
+)
 
 
 def busy() -> int:
@@ -54,3 +62,40 @@ def test_other_errors_are_not_asked_again() -> None:
         ask_again(broken, sleep=lambda _: None, where="here")
     assert caught.value.code == "tdx.no_device"
     assert len(asked) == 1
+
+
+AZURE = AzureEvidence(b"quote", b"report")
+
+
+def read(tmp_path: Path, content: bytes | str) -> TdxEvidence | AzureEvidence:
+    path = tmp_path / "evidence"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return load_evidence(path)
+
+
+def test_each_type_of_evidence_is_read_as_what_it_is(tmp_path: Path) -> None:
+    printed = {"quote": b"quote".hex(), "hcl_report": b"report".hex(), "provider": "azure"}
+    assert read(tmp_path, AZURE.encode()) == AZURE
+    assert read(tmp_path, AZURE.encode() + b"\n") == AZURE
+    assert read(tmp_path, json.dumps(printed, indent=2)) == AZURE
+    assert read(tmp_path, json.dumps({"quote": b"quote".hex()})) == TdxEvidence(b"quote")
+    assert read(tmp_path, b"quote".hex()) == TdxEvidence(b"quote")
+    assert read(tmp_path, b"\4\0\2\0") == TdxEvidence(b"\4\0\2\0")
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (AZURE.encode().replace(b"hcl_report", b"hcl_Report"), "quote.malformed"),
+        (AZURE.encode().replace(b",", b", "), "evidence.malformed"),
+        (b'{"hcl_report":1}', "evidence.malformed"),
+        (b'{"hcl_report":"00","quote":"zz"}', "evidence.malformed"),
+        (b'{"hcl_report":', "evidence.malformed"),
+        (b'{"hcl_report":' + b"[" * 100_000, "evidence.malformed"),
+        (bytes(200_000), "file.too_large"),
+    ],
+)
+def test_a_file_that_is_no_evidence_is_told(tmp_path: Path, content: bytes, code: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, content)
+    assert caught.value.code == code

@@ -149,12 +149,36 @@ def test_mutants_give_a_quote_or_a_typed_error(offset: int, value: int, size: in
     assert bytes(raw).startswith(quote.raw)
 
 
-def test_files_are_read_in_binary_and_hexadecimal(tmp_path: Path) -> None:
+def test_files_are_read_in_binary_and_hexadecimal_and_json(tmp_path: Path) -> None:
     raw = platform().quote(report())
-    for content in (raw, raw.hex().encode(), f"0x{raw.hex()}\n".encode()):
+    for content in (
+        raw,
+        raw.hex().encode(),
+        f"0x{raw.hex()}\n".encode(),
+        f'\n{{"quote": "{raw.hex()}", "more": [1]}}\n'.encode(),
+    ):
         path = tmp_path / "quote"
         path.write_bytes(content)
         assert load_quote(path) == raw
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"quote":1}', '{"quote":"zz"}', '{"quote":null}', '{"a":' * 20000]
+)
+def test_a_json_object_without_a_quote_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "quote"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_quote(path)
+    assert caught.value.code == "quote.malformed"
+
+
+@pytest.mark.parametrize(("start", "told"), [(b"\x06\0", False), (b"#!", True), (b"HC", True)])
+def test_what_does_not_even_look_like_a_quote_is_told_so(start: bytes, told: bool) -> None:
+    with pytest.raises(Refused) as caught:
+        parse_quote(start + bytes(2000))
+    assert caught.value.code == "quote.unsupported_version"
+    assert ("does not look like" in caught.value.message) == told
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:

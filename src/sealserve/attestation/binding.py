@@ -12,9 +12,10 @@ Rules this module keeps:
 from __future__ import annotations
 
 import hashlib
+import hmac
 import struct
 
-from sealserve.errors import InputError
+from sealserve.errors import InputError, Refused
 
 __all__ = [
     "BOOT_ID_BYTES",
@@ -25,6 +26,7 @@ __all__ = [
     "deposit_info",
     "release_transcript",
     "report_data_of",
+    "require_report_data",
     "tls_report_data",
 ]
 
@@ -90,6 +92,24 @@ def tls_report_data(claims: bytes) -> bytes:
     interoperable RA-TLS, section 4 (TCG DICE evidence, CBOR tag 60000).
     """
     return hashlib.sha256(claims).digest() + bytes(32)
+
+
+def require_report_data(stated: bytes, asked: bytes) -> None:
+    """Refuse evidence that answers another request.
+
+    Args:
+        stated: what a verified quote states.
+        asked: what it must speak for.
+
+    Raises:
+        Refused: ``binding.report_data``.
+    """
+    if not hmac.compare_digest(stated, asked):
+        raise Refused(
+            "binding.report_data",
+            "the quote speaks for other report data than was asked for",
+            hint="it answers another request: ask for evidence anew",
+        )
 
 
 def deposit_info(*, broker_spki_sha256: bytes, deposit_public_key: bytes) -> bytes:

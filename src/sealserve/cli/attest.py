@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -34,16 +35,22 @@ def show(quote: QuoteArgument, as_json: console.JsonFlag = False) -> None:
 
     Example: sealserve attest show quote.bin
     """
+    from sealserve.attestation.collateral_fetch import platform_of_quote
+    from sealserve.errors import InputError
     from sealserve.tdx.quote import load_quote, parse_quote
 
     parsed = parse_quote(load_quote(quote))
+    platform: dict[str, str | None] = {"fmspc": None, "ca": None}
+    with contextlib.suppress(InputError):  # a quote may leave its PCK certificate to others
+        platform["fmspc"], platform["ca"] = platform_of_quote(parsed.raw)
     lines = [
         "NOT VERIFIED: this is only what the quote says",
         f"{'version':26} {parsed.version}, body type {parsed.body_type}",
+        f"{'platform model (FMSPC)':26} {platform['fmspc'] or 'not stated'}",
         f"{'signed part, SHA-256':26} {parsed.signed_digest.hex()}",
         *(f"{name:26} {value}" for name, value in parsed.report.to_dict().items()),
     ]
-    console.emit(parsed.to_dict(), as_json=as_json, text="\n".join(lines))
+    console.emit({**parsed.to_dict(), **platform}, as_json=as_json, text="\n".join(lines))
 
 
 @app.command()
@@ -57,6 +64,12 @@ def verify(
     ] = None,
     events: EventsOption = None,
     at: AtOption = None,
+    report_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX", help="Refuse evidence that does not speak for these 64 bytes (hex)."
+        ),
+    ] = None,
     require_both: BothOption = False,
     as_json: console.JsonFlag = False,
 ) -> None:
@@ -65,13 +78,28 @@ def verify(
     Exit status 0 means trusted, and needs a policy. 1 means genuine but not
     appraised, since no policy was given. 3 means refused, with the reason.
 
+    Evidence of an Azure guest is verified down to the runtime data that its quote
+    speaks for; there is no policy for it, so its exit status is never 0.
+
     Example: sealserve attest verify quote.bin --collateral intel.json --policy policy.yaml
     """
     from sealserve.attestation import policy_file
     from sealserve.attestation.appraisal import appraise
-    from sealserve.cli.evidence import facts_text, read_events, verify_quote
+    from sealserve.attestation.binding import require_report_data
+    from sealserve.cli.evidence import facts_text, read_events, verify_azure_file, verify_quote
+    from sealserve.tdx.evidence import AzureEvidence, load_evidence
 
-    td, now = verify_quote(quote, collateral, anchor, at, require_both=require_both)
+    asked = None if report_data is None else _report_data(report_data)
+    evidence = load_evidence(quote)
+    if isinstance(evidence, AzureEvidence) and not require_both:
+        azure, text = verify_azure_file(evidence, collateral, anchor, at, asked, policy)
+        console.emit(
+            {"verified": True, "trusted": None, **azure.to_dict()}, as_json=as_json, text=text
+        )
+        raise typer.Exit(1)
+    td, now = verify_quote(evidence.quote, collateral, anchor, at, require_both=require_both)
+    if asked is not None:
+        require_report_data(td.report.report_data, asked)
     if policy is None:
         console.emit(
             {"verified": True, "trusted": None, "td": td.to_dict()},
@@ -116,15 +144,10 @@ def make_quote(
 
     Example: sealserve attest quote --report-data $(openssl rand -hex 64) > quote.hex
     """
-    from sealserve.errors import InputError
     from sealserve.tdx.detect import choice_of, find
-    from sealserve.tdx.evidence import AzureEvidence, check_report_data
+    from sealserve.tdx.evidence import AzureEvidence
 
-    try:
-        data = bytes.fromhex(report_data)
-    except ValueError:
-        raise InputError("attest.hex_malformed", "not hexadecimal", where="--report-data") from None
-    check_report_data(data)
+    data = _report_data(report_data)
     found = find(choice_of(provider), sysfs, allow_simulation=simulation)
     if not as_json:
         console.ERR.print(f"provider {found.provider.name}: {found.reason}", markup=False)
@@ -149,7 +172,9 @@ def replay(
     log: Annotated[
         Path,
         typer.Argument(
-            help="A boot event log (CCEL), or a guest's runtime event log (JSON).", dir_okay=False
+            help="A boot event log (CCEL), a guest's runtime event log (JSON), or a report of "
+            "dstack with its log (JSON).",
+            dir_okay=False,
         ),
     ],
     quote: Annotated[
@@ -200,3 +225,15 @@ def replay(
         text="\n".join(lines),
     )
     raise typer.Exit(0 if explained else 3)
+
+
+def _report_data(text: str) -> bytes:
+    from sealserve.errors import InputError
+    from sealserve.tdx.evidence import check_report_data
+
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        raise InputError("attest.hex_malformed", "not hexadecimal", where="--report-data") from None
+    check_report_data(data)
+    return data

@@ -11,8 +11,10 @@ import typer
 from sealserve.errors import InputError
 
 if TYPE_CHECKING:
+    from sealserve.attestation.azure import VerifiedAzureTd
     from sealserve.attestation.verifier import VerifiedTd
     from sealserve.tdx.eventlog import RuntimeEvent
+    from sealserve.tdx.evidence import AzureEvidence
 
 __all__ = [
     "AnchorOption",
@@ -23,12 +25,17 @@ __all__ = [
     "QuoteArgument",
     "facts_text",
     "read_events",
+    "verify_azure_file",
     "verify_quote",
 ]
 
 QuoteArgument = Annotated[
     Path,
-    typer.Argument(help="The quote, in binary or hexadecimal.", exists=True, dir_okay=False),
+    typer.Argument(
+        help="The quote: binary, hexadecimal, or as 'quote' in a JSON object.",
+        exists=True,
+        dir_okay=False,
+    ),
 ]
 CollateralOption = Annotated[
     Path, typer.Option(help="Intel's collateral for the platform (JSON).", dir_okay=False)
@@ -61,21 +68,65 @@ BothOption = Annotated[
 
 
 def verify_quote(
-    quote: Path,
+    quote: bytes,
     collateral: Path,
     anchor: Path | None,
     at: str | None,
     *,
     require_both: bool = False,
 ) -> tuple[VerifiedTd, datetime]:
-    """Verify a quote file, and say for which time."""
+    """Verify a quote by files, and say for which time."""
     from sealserve.attestation.collateral import Collateral
     from sealserve.attestation.verifier import Anchor, Verifier
-    from sealserve.tdx.quote import load_quote
 
-    now = _time(at) if at else datetime.now(UTC)
+    now = _time(at)
     verifier = Verifier(Anchor.load(anchor), require_both=require_both)
-    return verifier.verify(load_quote(quote), Collateral.load(collateral), now), now
+    return verifier.verify(quote, Collateral.load(collateral), now), now
+
+
+def verify_azure_file(
+    evidence: AzureEvidence,
+    collateral: Path,
+    anchor: Path | None,
+    at: str | None,
+    report_data: bytes | None,
+    policy: Path | None,
+) -> tuple[VerifiedAzureTd, str]:
+    """Verify an Azure guest's evidence by files, and say it for people.
+
+    Raises:
+        Refused: ``policy.azure`` if it is to be held to a policy, and as
+            :func:`~sealserve.attestation.azure.verify_azure`.
+    """
+    from sealserve.attestation.anchor import Anchor
+    from sealserve.attestation.azure import verify_azure
+    from sealserve.attestation.collateral import Collateral
+    from sealserve.errors import Refused
+
+    found = verify_azure(
+        evidence, Anchor.load(anchor), Collateral.load(collateral), _time(at), report_data
+    )
+    if policy is not None:
+        raise Refused(
+            "policy.azure",
+            "a policy judges by RTMRs, and those of an Azure guest are zero",
+            hint="what such a guest booted is known from PCR quotes of its vTPM, which are not "
+            "appraised yet",
+        )
+    runtime = found.runtime
+    rows = {
+        "vTPM key": f"RSA, {runtime.ak_modulus.bit_length()} bits",
+        "user data": runtime.user_data.hex(),
+        "secure boot": "on" if runtime.secure_boot else "off",
+        "console of the host": "on" if runtime.console_enabled else "off",
+        "machine": runtime.vm_id,
+    }
+    lines = [facts_text(found.td), *(f"{name:26} {value}" for name, value in rows.items())]
+    lines.append(
+        "VERIFIED, NOT APPRAISED: a genuine TD speaks for this runtime data. Whether MRTD is that "
+        "of Azure's paravisor, and what booted above it, is not known from this"
+    )
+    return found, "\n".join(lines)
 
 
 def read_events(path: Path | None) -> tuple[RuntimeEvent, ...] | None:
@@ -104,7 +155,9 @@ def facts_text(td: VerifiedTd) -> str:
     return "\n".join(f"{name:26} {value}" for name, value in rows.items())
 
 
-def _time(text: str) -> datetime:
+def _time(text: str | None) -> datetime:
+    if text is None:
+        return datetime.now(UTC)
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:

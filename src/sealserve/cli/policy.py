@@ -231,9 +231,9 @@ def explain(
     rules = policy_file.load(policy)
     if for_release:
         rules = rules.at_release()
-    td, now = verify_quote(quote, collateral, anchor, at)
-    log = read_events(events)
     raw = load_quote(quote)
+    td, now = verify_quote(raw, collateral, anchor, at)
+    log = read_events(events)
     if early_collateral is None:
         ahead = newer_level(raw, Collateral.load(collateral))
     else:

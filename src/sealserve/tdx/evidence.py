@@ -17,10 +17,18 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sealserve.errors import InputError, Unavailable
-from sealserve.tdx.quote import MAX_QUOTE_BYTES, MIN_QUOTE_BYTES, parse_quote
+from sealserve.files import read_limited
+from sealserve.tdx.quote import (
+    MAX_QUOTE_BYTES,
+    MAX_QUOTE_FILE_BYTES,
+    MIN_QUOTE_BYTES,
+    parse_quote,
+    quote_of_file,
+)
 
 __all__ = [
     "MAX_EVIDENCE_BYTES",
@@ -36,6 +44,7 @@ __all__ = [
     "check_answer",
     "check_report_data",
     "decode_azure",
+    "load_evidence",
 ]
 
 REPORT_DATA_BYTES = 64
@@ -222,6 +231,33 @@ def decode_azure(raw: bytes) -> AzureEvidence:
     if evidence.encode() != raw:
         raise InputError("evidence.malformed", "Azure evidence that is not in canonical form")
     return evidence
+
+
+def load_evidence(path: Path | str) -> Evidence:
+    """Read evidence of either type from a file.
+
+    Azure's is what ``attest quote`` prints, with ``--json`` or without it; of
+    everything else :func:`~sealserve.tdx.quote.load_quote` says what a quote may be.
+
+    Raises:
+        Unavailable: ``file.unreadable``.
+        InputError: ``file.too_large``, ``quote.malformed`` or ``evidence.malformed``.
+    """
+    content = read_limited(path, MAX_QUOTE_FILE_BYTES)
+    text = content.strip()
+    if not text.startswith(b"{") or b'"hcl_report"' not in text:
+        return TdxEvidence(quote_of_file(content, str(path)))
+    if f'"{_AZURE_TYPE}"'.encode() in text:
+        return decode_azure(text)
+    try:
+        document = json.loads(text)
+        return AzureEvidence(
+            bytes.fromhex(document["quote"]), bytes.fromhex(document["hcl_report"])
+        )
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise InputError(
+            "evidence.malformed", f"this is not Azure evidence: {type(error).__name__}"
+        ) from None
 
 
 def _binary(document: Any, name: str) -> bytes:

@@ -19,6 +19,7 @@ Source: Intel TDX DCAP Quoting Library API, appendix 3 (version 4) and 4
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +30,7 @@ from sealserve.files import read_limited
 
 __all__ = [
     "MAX_QUOTE_BYTES",
+    "MAX_QUOTE_FILE_BYTES",
     "MIN_QUOTE_BYTES",
     "QE_VENDOR_INTEL",
     "TEE_TYPE_TDX",
@@ -37,6 +39,7 @@ __all__ = [
     "encode_body",
     "load_quote",
     "parse_quote",
+    "quote_of_file",
 ]
 
 MAX_QUOTE_BYTES = 32 * 1024
@@ -45,10 +48,15 @@ MAX_QUOTE_BYTES = 32 * 1024
 MIN_QUOTE_BYTES = 1020
 """Below this a quote cannot hold header, body, signature and QE report."""
 
+MAX_QUOTE_FILE_BYTES = 4 * MAX_QUOTE_BYTES
+"""Largest file a quote is read from: hexadecimal, with line breaks or a report around it."""
+
 TEE_TYPE_TDX = 0x81
 TEE_TYPE_SGX = 0x00
 ATTESTATION_KEY_ECDSA_P256 = 2
 QE_VENDOR_INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
+
+_LARGEST_VERSION = 15  # of a quote that may be one; beyond, it is something else
 
 _HEADER = struct.Struct("<HHIHH16s20s")  # version, key type, TEE type, 2 x SVN, vendor, user data
 _BODY_DESCRIPTOR = struct.Struct("<HI")  # version 5 only: body type, body size
@@ -223,17 +231,47 @@ def parse_quote(raw: bytes) -> Quote:
 
 
 def load_quote(path: Path | str) -> bytes:
-    """Read a quote from a file that holds its bytes, or the same in hexadecimal.
+    """Read a quote from a file, in one of the forms in which quotes are passed around.
+
+    These are its bytes, the same in hexadecimal, and a JSON object that has it
+    in hexadecimal as ``quote``: what ``attest quote --json`` prints, or another
+    project's report.
 
     Raises:
         Unavailable: ``file.unreadable``.
-        InputError: ``file.too_large``. The content is not looked at further.
+        InputError: ``file.too_large``, or ``quote.malformed`` for a JSON object
+            without a quote. The quote is not looked at further.
     """
-    content = read_limited(path, 3 * MAX_QUOTE_BYTES)  # hexadecimal, with line breaks
+    return quote_of_file(read_limited(path, MAX_QUOTE_FILE_BYTES), str(path))
+
+
+def quote_of_file(content: bytes, where: str) -> bytes:
+    """As :func:`load_quote`, of what was read of a file named ``where``.
+
+    Raises:
+        InputError: ``quote.malformed``.
+    """
     try:
-        return bytes.fromhex(content.decode("ascii").strip().removeprefix("0x"))
+        text = content.decode("ascii").strip()
+        if text.startswith("{"):
+            text = _quote_in(text, where)
+        return bytes.fromhex(text.removeprefix("0x"))
     except ValueError:
         return content
+
+
+def _quote_in(report: str, where: str) -> str:
+    try:
+        quote = json.loads(report)["quote"]
+        bytes.fromhex(quote)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(
+            "quote.malformed",
+            "this JSON object has no member 'quote' in hexadecimal",
+            where=where,
+            hint="give the quote in binary or hexadecimal",
+        ) from None
+    return str(quote)
 
 
 def encode_body(report: TdReport, body_type: int) -> bytes:
@@ -264,10 +302,12 @@ def _check_header(raw: bytes) -> int:
             hint="only quotes of TDX guests are accepted",
         )
     if version not in (4, 5):
+        unlikely = "; this does not look like a quote" if version > _LARGEST_VERSION else ""
         raise Refused(
             "quote.unsupported_version",
-            f"quote version {version} is not supported",
-            hint="sealserve reads TDX quotes of version 4 and 5",
+            f"quote version {version} is not supported{unlikely}",
+            hint="sealserve reads TDX quotes of version 4 and 5, in binary, in hexadecimal, or as "
+            "'quote' in a JSON object",
         )
     if tee_type != TEE_TYPE_TDX:
         raise Refused("quote.not_tdx", f"TEE type {tee_type:#x} is not TDX ({TEE_TYPE_TDX:#x})")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sealserve.errors import InputError
-from sealserve.tdx import ccel, eventlog
+from sealserve.tdx import ccel, dstack, eventlog
 from sealserve.tdx.ccel import BootEvent
 from sealserve.tdx.eventlog import RuntimeEvent
 from sealserve.tdx.quote import TdReport
@@ -75,22 +75,26 @@ def replay_logs(
     """Replay a boot log, a runtime log, or the one after the other.
 
     Args:
-        log: a boot event log (CCEL), or a guest's runtime event log (JSON).
+        log: a boot event log (CCEL), a guest's runtime event log (JSON list), or
+            a report of dstack (JSON object), whose log has both in it.
         table: the ACPI table of a boot log.
         runtime: the runtime log of a guest whose boot log ``log`` is.
 
     Raises:
         InputError: ``eventlog.*``, or ``eventlog.two_runtime_logs``.
     """
-    # A boot log begins with a register index of at most 4, a runtime log is a list.
-    if log.startswith(b"["):
+    # A boot log begins with a register index of at most 4, and neither is a letter of JSON.
+    if log.startswith((b"[", b"{")):
         if table is not None or runtime is not None:
             raise InputError(
                 "eventlog.two_runtime_logs",
-                "this is a guest's runtime event log: it has no ACPI table, and there is no "
+                "this log has a guest's runtime events: it has no ACPI table, and there is no "
                 "other one beside it",
                 hint="give the boot event log as LOG, and this one with --events",
             )
+        if log.startswith(b"{"):
+            foreign = dstack.parse_log(log)
+            return Replayed(named(ccel.replay(foreign)), foreign)
         events = eventlog.decode_log(log)
         return Replayed({_NAMES[3]: eventlog.replay(events)}, runtime=events)
     boot = ccel.parse_log(log, None if table is None else ccel.parse_table(table))
