@@ -8,26 +8,110 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from typer.testing import CliRunner
 
 from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.verifier import Anchor, Verifier
+from sealserve.cli.simulate import app
 from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.simulator import fence
 from sealserve.simulator.platform import ANCHOR_FILE, COLLATERAL_FILE, SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd, report_of
+from sealserve.tdx import tpm
 from sealserve.tdx.eventlog import extend
 from sealserve.tdx.quote import parse_quote
 from tests.simulated import NOW, platform
+from tests.tdx.azure_guest import FakeVtpm
+
+AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"  # as Microsoft documents it
 
 
-@pytest.mark.parametrize("real", ["device", "configfs"])
-def test_a_real_tdx_guest_is_refused(tmp_path: Path, real: str) -> None:
-    paths = {"device": tmp_path / "tdx_guest", "configfs": tmp_path / "report"}
-    fence.require_no_tdx(**paths)
-    paths[real].mkdir()
+@pytest.fixture
+def machine(tmp_path: Path) -> fence.Machine:
+    """One without TDX."""
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu vme hypervisor\n")
+    (tmp_path / "sys/class/dmi/id").mkdir(parents=True)
+    return fence.Machine(
+        device=tmp_path / "tdx_guest",
+        sysfs=tmp_path / "sys",
+        cpuinfo=tmp_path / "cpuinfo",
+        tpm=tmp_path / "tpmrm0",
+    )
+
+
+def refused(machine: fence.Machine) -> str:
     with pytest.raises(Refused) as caught:
-        fence.require_no_tdx(**paths)
+        fence.require_no_tdx(machine)
     assert caught.value.code == "simulator.real_tdx"
+    return caught.value.message
+
+
+def test_a_machine_without_tdx_may_simulate(machine: fence.Machine) -> None:
+    fence.require_no_tdx(machine)
+    machine.cpuinfo.unlink()
+    fence.require_no_tdx(machine)
+    machine.tpm.touch()  # a TPM alone means nothing
+    fence.require_no_tdx(machine)
+
+
+@pytest.mark.parametrize("real", ["tdx_guest", "sys/kernel/config/tsm/report"])
+def test_a_machine_with_an_evidence_provider_is_refused(
+    machine: fence.Machine, tmp_path: Path, real: str
+) -> None:
+    (tmp_path / real).mkdir(parents=True)
+    assert "evidence provider" in refused(machine)
+
+
+def test_a_td_whose_driver_is_not_loaded_is_refused(machine: fence.Machine) -> None:
+    machine.cpuinfo.write_text("flags\t\t: fpu tdx_guest_not\nmodel : tdx_guest\n")
+    fence.require_no_tdx(machine)
+    machine.cpuinfo.write_text("flags\t\t: fpu tdx_guest vme\n")
+    assert "tdx_guest" in refused(machine)
+
+
+def test_an_azure_confidential_guest_is_refused(
+    machine: fence.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has neither device nor flag nor configfs-tsm: its paravisor keeps TDX to itself."""
+    (machine.sysfs / "class/dmi/id/chassis_asset_tag").write_text(AZURE_CHASSIS + "\n")
+    fence.require_no_tdx(machine)
+    machine.tpm.write_bytes(b"")  # nothing that answers as a TPM does: it cannot be ruled out
+    assert "cannot be seen" in refused(machine)
+    vtpm = FakeVtpm()
+    monkeypatch.setattr(tpm, "device_transmit", lambda _: vtpm)
+    assert "paravisor" in refused(machine)
+    vtpm.codes = [0x922]
+    assert "cannot be seen" in refused(machine)
+    vtpm.has_report = False
+    fence.require_no_tdx(machine)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["platform", "x"],
+        ["pccs", "--platform", "x"],
+        ["td", "--platform", "x", "--mount", "y"],
+        ["impostor", "--victim", "h:1", "--listen", "h:2"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_command_goes_round_the_fence(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def real(_: fence.Machine | None = None) -> None:
+        raise Refused("simulator.real_tdx", "here")
+
+    monkeypatch.setattr(fence, "require_no_tdx", real)
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, Refused), result.output
+
+
+def test_every_command_is_in_the_test_above() -> None:
+    names = {
+        each.name or getattr(each.callback, "__name__", "") for each in app.registered_commands
+    }
+    assert names == {"platform", "pccs", "td", "impostor"}
 
 
 def test_every_certificate_says_simulation() -> None:

@@ -144,9 +144,11 @@ def impostor(
     Example: sealserve simulate impostor --victim localhost:8500 --listen localhost:9500
     """
     from sealserve.address import Address
+    from sealserve.simulator import fence
     from sealserve.simulator.impostor import Impostor, steal_evidence
     from sealserve.stopping import StopSignals
 
+    fence.require_no_tdx()
     certificate = steal_evidence(Address.parse(victim, where="--victim"))
     server = Impostor(certificate, Address.parse(listen, where="--listen"))
     with StopSignals() as stop:

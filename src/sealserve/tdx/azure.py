@@ -44,7 +44,7 @@ from sealserve.tdx.quote import MAX_QUOTE_BYTES
 from sealserve.tdx.tdreport import report_data_of
 from sealserve.tdx.tpm import NvIndex, Transmit, device_transmit
 
-__all__ = ["METADATA_SERVICE", "AzureProvider", "ask_metadata_service"]
+__all__ = ["METADATA_SERVICE", "AzureProvider", "ask_metadata_service", "has_report"]
 
 METADATA_SERVICE = Address("169.254.169.254", 80)
 
@@ -148,6 +148,17 @@ class AzureProvider:
                 f"a report of {size} bytes is larger than the limit of {MAX_HCL_REPORT_BYTES}",
             )
         return self._report.read(size)
+
+
+def has_report(transmit: Transmit) -> bool:
+    """Whether a vTPM is a paravisor's, of a confidential guest: it has a report to read.
+
+    Raises:
+        InputError: ``tdx.tpm_malformed``.
+        Unavailable: ``tdx.tpm`` or ``tdx.tpm_refused``.
+        PassingTrouble: the TPM is busy.
+    """
+    return NvIndex(transmit, _REPORT_INDEX).size() is not None
 
 
 def ask_metadata_service(

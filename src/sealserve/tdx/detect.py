@@ -24,7 +24,7 @@ from sealserve.tdx.configfs import ConfigfsProvider
 from sealserve.tdx.evidence import EvidenceProvider
 from sealserve.tdx.qgs import QgsProvider
 
-__all__ = ["Choice", "Devices", "Found", "choice_of", "find"]
+__all__ = ["Choice", "Devices", "Found", "choice_of", "find", "is_azure"]
 
 _DMI = Path("class/dmi/id")
 _AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"
@@ -117,7 +117,7 @@ def find(
             ways[Choice.QGS](), f"{devices.tdx} is here, and {'; '.join(tried)}{_cloud(sysfs)}"
         )
     tried.append(f"qgs: there is no {devices.tdx}")
-    if _dmi(sysfs, "chassis_asset_tag") == _AZURE_CHASSIS and devices.tpm.exists():
+    if is_azure(sysfs) and devices.tpm.exists():
         return Found(ways[Choice.AZURE](), f"this is an Azure machine with {devices.tpm}")
     tried.append(f"azure: not an Azure machine with {devices.tpm}")
     raise Unavailable(
@@ -126,6 +126,11 @@ def find(
         hint="run inside a TDX guest: Linux 6.7 or newer with CONFIG_TDX_GUEST_DRIVER and configfs "
         "mounted on /sys/kernel/config, or name the way with --provider",
     )
+
+
+def is_azure(sysfs: Path = Path("/sys")) -> bool:
+    """Whether this machine says that it is one of Azure's."""
+    return _dmi(sysfs, "chassis_asset_tag") == _AZURE_CHASSIS
 
 
 def _cloud(sysfs: Path) -> str:
