@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,6 +103,12 @@ class AuditLog:
                 statement = statement.where(AuditLineRow.sequence.in_(select(chosen.c.sequence)))
             yield from session.scalars(statement.execution_options(yield_per=_BATCH))
 
+    def end_at(self, sequence: int) -> ChainHead | None:
+        """The end that the chain had at this line, as the line's own row states it."""
+        with self._store.reading() as session:
+            row = session.get(AuditLineRow, sequence)
+            return None if row is None else ChainHead(row.sequence, row.sha256)
+
     def length(self) -> int:
         """How many lines there are."""
         with self._store.reading() as session:
@@ -135,13 +141,37 @@ class AuditLog:
             Refused: ``audit.line_missing``, ``audit.line_changed``, ``audit.order_broken``
                 or ``audit.truncated``, at the first line that is wrong.
         """
+        return self.follow(ChainHead(0, GENESIS))
+
+    def follow(self, after: ChainHead, each: Callable[[str], None] = lambda _: None) -> ChainHead:
+        """Check the lines after a known end.
+
+        Args:
+            after: an end that this chain had before.
+            each: is handed each line in turn, once it is checked.
+
+        Returns:
+            The end of the chain now.
+
+        Raises:
+            Refused: as `verify`.
+        """
         statement = select(AuditLineRow.sequence, AuditLineRow.line, AuditLineRow.sha256)
-        ordered = statement.order_by(AuditLineRow.sequence)
+        newer = statement.where(AuditLineRow.sequence > after.count)
+        ordered = newer.order_by(AuditLineRow.sequence)
         # One session is one snapshot: a line appended meanwhile is in neither or both.
         with self._store.reading() as session:
             stated = _head_of(session)
             rows = session.execute(ordered.execution_options(yield_per=_BATCH))
-            found = _check((row.sequence, row.line, row.sha256) for row in rows)
+            known = session.get(AuditLineRow, after.count) if after.count else None
+            if after.count and (known is None or known.sha256 != after.sha256):
+                raise Refused(
+                    "audit.line_missing",
+                    "this line was there before, and is gone or another now",
+                    where=f"line {after.count}",
+                    hint="lines were removed or replaced; compare with your last export",
+                )
+            found = _check(((row.sequence, row.line, row.sha256) for row in rows), after, each)
         if found != stated:
             raise Refused(
                 "audit.truncated",
@@ -167,8 +197,10 @@ def describe(entry: Mapping[str, Any]) -> str:
     return " ".join(f"{head}{origin}{simulated}".split()) + "".join(details)
 
 
-def _check(rows: Iterable[tuple[int, str, str]]) -> ChainHead:
-    end = ChainHead(0, GENESIS)
+def _check(
+    rows: Iterable[tuple[int, str, str]], after: ChainHead, each: Callable[[str], None]
+) -> ChainHead:
+    end = after
     for sequence, line, digest in rows:
         place = f"line {end.count + 1}"
         if sequence != end.count + 1:
@@ -193,6 +225,7 @@ def _check(rows: Iterable[tuple[int, str, str]]) -> ChainHead:
                 hint="lines were removed, swapped or replaced; compare with your last export",
             )
         end = ChainHead(sequence, digest)
+        each(line)
     return end
 
 

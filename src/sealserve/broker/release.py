@@ -38,6 +38,7 @@ from sealserve.attestation.verifier import VerifiedTd, Verifier
 from sealserve.broker.challenges import Challenges
 from sealserve.broker.collateral_file import CollateralFile
 from sealserve.broker.directory import Broker
+from sealserve.broker.observer import NOBODY, Observer, Outcome
 from sealserve.broker.protocol import resource_name
 from sealserve.broker.store import Resource
 from sealserve.errors import InputError, InternalError, Refused, SealserveError, Unavailable
@@ -93,6 +94,7 @@ class _Case:
     now: datetime
     facts: dict[str, Any] = field(default_factory=dict)
     reasons: list[dict[str, Any]] = field(default_factory=list)
+    cause: str = _RELEASED
 
     def deny(self, message: str) -> Refused:
         return Refused("release.denied", message)
@@ -108,6 +110,7 @@ class KeyRelease:
         challenges: the table of nonces.
         log: the broker's own log.
         now: the wall clock, with a time zone.
+        observer: is told of steps and outcomes.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class KeyRelease:
         log: FilteringBoundLogger,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        observer: Observer = NOBODY,
     ) -> None:
         self._broker = broker
         self._audit = broker.audit
@@ -127,6 +131,7 @@ class KeyRelease:
         self._challenges = challenges
         self._log = log
         self._now = now
+        self._observer = observer
         self._policies: dict[str, tuple[str, Policy]] = {}
 
     def challenge(self, resource: str, peer: str) -> bytes:
@@ -136,18 +141,20 @@ class KeyRelease:
             InputError: ``resource.name_invalid``.
             Unavailable: ``release.too_many_challenges``.
         """
-        return self._challenges.issue(resource_name(resource), peer)
+        with self._observer.step("challenge"):
+            return self._challenges.issue(resource_name(resource), peer)
 
     def release(self, request: ReleaseRequest) -> Decision:
         """Decide one request and write its audit line. Never raises."""
         case = _Case(request, self._now())
-        try:
-            decision = Decision(self._decide(case))
-        except SealserveError as error:
-            decision = self._refusal(case, error)
-        except Exception as error:
-            decision = self._refusal(case, _unexpected(error))
-        return self._recorded(case, decision)
+        with self._observer.step("release"):
+            try:
+                decision = Decision(self._decide(case))
+            except SealserveError as error:
+                decision = self._refusal(case, error)
+            except Exception as error:
+                decision = self._refusal(case, _unexpected(error))
+            return self._recorded(case, decision)
 
     def _decide(self, case: _Case) -> bytes:
         request = case.request
@@ -181,7 +188,8 @@ class KeyRelease:
             volume_record=resource.record,
             lease_seconds=resource.lease_seconds,
         )
-        return seal(request.hpke_public_key, payload.SerializeToString(), transcript)
+        with self._observer.step("seal"):
+            return seal(request.hpke_public_key, payload.SerializeToString(), transcript)
 
     def _verified(self, case: _Case) -> VerifiedTd:
         try:
@@ -189,7 +197,8 @@ class KeyRelease:
             case.facts["quote_sha256"] = quote.signed_digest.hex()
             collateral = self._collateral.current()
             case.facts["collateral_evaluation"] = collateral.evaluation_number
-            td = self._verifier.verify(case.request.quote, collateral, case.now)
+            with self._observer.step("verify"):
+                td = self._verifier.verify(case.request.quote, collateral, case.now)
         except (InputError, Refused) as error:
             case.reasons.append(error.to_dict())
             raise case.deny("the quote is not genuine") from None
@@ -205,7 +214,8 @@ class KeyRelease:
         except InputError as error:
             case.reasons.append(error.to_dict())
             raise case.deny("the resource's policy cannot be read") from None
-        verdict = appraise(policy, td, now=case.now)
+        with self._observer.step("appraise"):
+            verdict = appraise(policy, td, now=case.now)
         case.facts["image_release"] = verdict.release
         case.facts["warnings"] = list(verdict.warnings)
         if not verdict.trusted:
@@ -221,6 +231,7 @@ class KeyRelease:
 
     def _refusal(self, case: _Case, error: SealserveError) -> Decision:
         codes = tuple(reason["code"] for reason in case.reasons)
+        case.cause = error.code
         if not case.reasons:
             case.reasons.append(error.to_dict())
         if isinstance(error, InputError) or error.code.startswith("release."):
@@ -240,14 +251,19 @@ class KeyRelease:
             "reasons": case.reasons,
             **case.facts,
         }
+        verdict, code = entry["verdict"], entry["code"]
+        codes = tuple(reason["code"] for reason in case.reasons)
         try:
-            self._audit.append(entry)
+            with self._observer.step("audit"):
+                self._audit.append(entry)
         except SealserveError as error:
             self._log.error("audit line not written, nothing released", **error.to_dict())
             unwritten = Unavailable(
                 "release.not_recorded", "the audit line could not be written: nothing is released"
             )
+            self._observer.decided(Outcome("failed", unwritten.code, error.code))
             return Decision(None, unwritten)
+        self._observer.decided(Outcome(verdict, code, case.cause, codes))
         say = self._log.info if decision.error is None else self._log.warning
         say(entry.pop("event"), **entry)
         return decision

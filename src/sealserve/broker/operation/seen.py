@@ -8,6 +8,7 @@ whether the chain is whole is asked elsewhere.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -74,6 +75,13 @@ class Seen:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             entry = json.loads(line)
             self._take(entry, datetime.fromisoformat(entry["time"]).astimezone(UTC))
+
+    def copy(self) -> Seen:
+        """The sum as it is now, for another thread to read."""
+        made = Seen()
+        for name, value in vars(self).items():
+            setattr(made, name, copy.copy(value))
+        return made
 
     def denials_since(self, start: datetime) -> int:
         """How many requests were not granted, to the minute; at most a day back."""

@@ -1,0 +1,81 @@
+"""What a running broker sees of itself: new lines only, and what is broken stays broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from sealserve.broker.operation import watch as watch_module
+from sealserve.broker.operation.watch import Watch
+from sealserve.broker.tables import AuditLineRow
+from sealserve.errors import SealserveError
+from sealserve.simulator.td import SoftwareTd
+from tests.broker.conftest import RESOURCE, World
+
+
+def test_each_look_follows_the_chain(world: World, watch: Callable[[], Watch]) -> None:
+    watched = watch()
+    assert watched.view().look.seen.lines == 2  # two deposits
+    world.ask()
+    with pytest.raises(SealserveError):
+        world.ask(SoftwareTd(world.platform, firmware="another"))
+    view = watched.view()
+    assert view.look.seen.lines == view.look.snapshot.audit.lines == 4
+    assert view.checked_from == 1
+    assert view.look.audit_problem is None
+    assert [entry["verdict"] for entry in view.look.seen.releases] == ["released"]
+    assert [entry["verdict"] for entry in view.look.seen.denials] == ["denied"]
+    assert (RESOURCE, "test") in view.look.seen.matched
+    assert len(view.look.seen.platforms) == 1
+
+
+def test_a_long_chain_is_read_from_near_its_end(
+    world: World, watch: Callable[[], Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "FIRST_LINES", 3)
+    for _ in range(5):
+        world.broker.audit.append({"event": "test"})
+    view = watch().view()
+    assert view.checked_from == 5  # of 7 lines
+    assert view.look.seen.lines == 3
+    assert view.look.audit_problem is None
+
+
+def test_a_broken_chain_is_seen_and_not_forgotten(world: World, watch: Callable[[], Watch]) -> None:
+    watched = watch()
+    assert watched.view().look.audit_problem is None
+    world.broker.audit.append({"event": "test"})
+    with world.broker.store.writing() as session:
+        row = session.get_one(AuditLineRow, 3)
+        line, row.line = row.line, row.line.replace("test", "tost")
+    view = watched.view()
+    assert "audit.line_changed" in (view.look.audit_problem or "")
+    assert "audit.broken" in [finding.code for finding in view.report.due()]
+    with world.broker.store.writing() as session:
+        session.get_one(AuditLineRow, 3).line = line
+    assert watched.view().look.audit_problem is not None
+
+
+def test_a_cut_off_end_is_seen(world: World, watch: Callable[[], Watch]) -> None:
+    watched = watch()
+    world.broker.audit.append({"event": "test"})
+    watched.view()
+    with world.broker.store.writing() as session:
+        session.delete(session.get_one(AuditLineRow, 3))  # its head still names three lines
+    assert "audit.line_missing" in (watched.view().look.audit_problem or "")
+
+
+def test_a_view_does_not_change_under_its_reader(world: World, watch: Callable[[], Watch]) -> None:
+    watched = watch()
+    before = watched.view()
+    world.ask()
+    watched.view()
+    assert not before.look.seen.releases
+
+
+def test_looks_are_kept_for_seconds(world: World) -> None:
+    watched = Watch(world.broker, world.decide._collateral.current, simulated=True)
+    first = watched.view()
+    assert watched.view() is first
+    assert watched.look() is first.look
