@@ -15,6 +15,7 @@ mkfs.ext4              e2fsprogs        fills the volume with a file system
 fusermount3            fuse3            mounts the volume in user space
 libfuse3.so.3          libfuse3-3       the library below it
 fuse2fs                fuse2fs          opens the file system without root
+mkfs.erofs             erofs-utils      fills a volume that is read-only by nature
 libcrypto.so.3         libssl3          AES-XTS at full speed
 setpriv                util-linux       ends the server with its guest
 '

@@ -33,9 +33,9 @@ class Sealed:
 
 
 def need_tools() -> None:
-    for tool in ("cryptsetup", "veritysetup", "mkfs.ext4", "fuse2fs", "fusermount3"):
+    for tool in ("cryptsetup", "veritysetup", "mkfs.ext4", "mkfs.erofs", "fuse2fs", "fusermount3"):
         if not shutil.which(tool, path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
-            missing(tool, "install cryptsetup-bin e2fsprogs fuse2fs fuse3")
+            missing(tool, "install cryptsetup-bin e2fsprogs erofs-utils fuse2fs fuse3")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         missing("/dev/fuse", "modprobe fuse, and let this user open it")
 

@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.volume import process
+from sealserve.volume.engine import SealedView
 from sealserve.volume.maker import create_sealed
+from sealserve.volume.mount import mount_sealed
 from sealserve.volume.record import open_record
 from sealserve.volume.tree import find_models, scan, tree_digest
 from tests.volume.conftest import KEY, MARKER, Sealed, need_tools, tool
@@ -341,6 +343,54 @@ def test_a_source_that_changes_is_refused(tmp_path: Path, owner: Ed25519PrivateK
         )
     assert caught.value.code == "volume.source_changed"
     assert not (tmp_path / "v").exists()
+
+
+def test_erofs(source: Path, owner: Ed25519PrivateKey, tmp_path: Path) -> None:
+    """No larger than it must be, all root, and fsck.erofs is content with what cryptsetup opens."""
+    need_tools()
+    raw = create_sealed(
+        tmp_path / "v", source, key=KEY, owner_key=owner, name="v", filesystem="erofs"
+    )
+    record = open_record(raw, owner.public_key())
+    assert record.filesystem == "erofs"
+    assert record.models == find_models(source)
+    assert (tmp_path / "v").stat().st_size == record.file_size
+    assert record.data_size < scan(source).content + (1 << 20)
+    inside, image = tmp_path / "inside", tmp_path / "image"
+    with (tmp_path / "v").open("rb") as file:
+        view = SealedView(file.fileno(), record, KEY)
+        image.write_bytes(view.pread(0, view.size))
+        view.close()
+    tool("fsck.erofs", f"--extract={inside}", str(image))
+    assert tree_digest(inside) == tree_digest(source)
+    if os.geteuid() == 0:
+        assert {path.lstat().st_uid for path in inside.rglob("*")} == {0}
+    mountpoint = tmp_path / "mnt"
+    arguments = (tmp_path / "v", record, KEY, mountpoint)
+    if os.geteuid() == 0 and "erofs" in Path("/proc/filesystems").read_text().split():
+        with mount_sealed(*arguments, driver="fuse"):
+            assert tree_digest(mountpoint) == tree_digest(source)
+    else:
+        with pytest.raises(Unavailable) as caught:
+            mount_sealed(*arguments, driver="fuse")
+        assert caught.value.code == "volume.filesystem_unsupported"
+
+
+def test_a_kernel_without_erofs_says_so(monkeypatch: pytest.MonkeyPatch, sealed: Sealed) -> None:
+    from sealserve.volume import mount
+
+    record = sealed.record.model_copy(update={"filesystem": "erofs"})
+    tried: list[list[str]] = []
+
+    def runner(command: Sequence[str], **_: Any) -> str:
+        tried.append(list(command))
+        raise Unavailable("volume.tool_failed", "modprobe: module not found")
+
+    monkeypatch.setattr(mount, "_kernel_has", lambda name: name == "ext4")
+    with pytest.raises(Unavailable) as caught:
+        mount._require_filesystem(record, runner)
+    assert caught.value.code == "volume.filesystem_unsupported"
+    assert tried == [["modprobe", "erofs"]]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3000])

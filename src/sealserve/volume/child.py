@@ -45,10 +45,11 @@ class FuseChild:
         """Start the child and wait until its file can be opened.
 
         Args:
-            mode: ``read`` (sealed volume) or ``fill`` (volume being made).
+            mode: ``read`` (sealed volume), ``write`` (writable one), ``fill`` (one
+                that is being made) or ``foreign`` (no volume of ours, read-only).
             descriptor: the volume file.
             settings: what `sealserve.volume.fuse` expects for this mode.
-            key: the volume key.
+            key: the volume key; for ``foreign`` the key of its cipher.
 
         Raises:
             SealserveError: what went wrong in the child, or

@@ -1,4 +1,4 @@
-"""The two views of a volume's inside: verified and read-only, or writable for the maker.
+"""The views of a volume's inside: verified and read-only, or writable and unverified.
 
 Rules this module keeps:
 
@@ -6,6 +6,8 @@ Rules this module keeps:
   file size, whole hash tree, digest of the header area. It returns the header
   bytes it checked, so that what was checked is what is used.
 * `SealedView` hands out a byte only after its block was compared with the tree.
+* The header of a writable volume is read once (`check_writable`); what was compared
+  with the record's digest is what the key is taken from.
 * Errors are `SealserveError`; whoever serves a view to others turns them into EIO.
 """
 
@@ -18,18 +20,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sealserve.errors import InputError, Refused
-from sealserve.volume.cipher import SectorCipher, sector_cipher, wipe
-from sealserve.volume.luks2 import Header, Layout, parse_header, unlock
+from sealserve.volume.cipher import XTS_KEY_SIZE, SectorCipher, sector_cipher, wipe
+from sealserve.volume.luks2 import Header, Layout, check_volume_key, parse_header, unlock
 from sealserve.volume.record import BLOCK_SIZE, KEY_SIZE, VolumeRecord, key_id_of
 from sealserve.volume.verity import VerityTree, read_exactly
 
 __all__ = [
     "CheckedFile",
+    "PlainView",
     "SealedView",
     "WritableView",
     "check_file",
     "check_header",
     "check_key",
+    "check_writable",
     "layout_of",
     "verify_file",
 ]
@@ -78,6 +82,38 @@ def check_file(descriptor: int, record: VolumeRecord) -> CheckedFile:
     return CheckedFile(tree, bytes(area), header)
 
 
+def check_writable(descriptor: int, record: VolumeRecord) -> tuple[Header, bytes]:
+    """Check a writable volume's file against its record: all that can be checked.
+
+    Args:
+        descriptor: the file, open for reading.
+        record: opened with `sealserve.volume.record.open_record`.
+
+    Returns:
+        The accepted header, and the header area as this one private copy.
+
+    Raises:
+        Refused: ``volume.not_writable``, ``volume.size_mismatch`` (truncated),
+            ``volume.header_mismatch``, ``volume.header_refused``.
+    """
+    if record.kind != "writable":
+        raise Refused(
+            "volume.not_writable",
+            f"the volume {record.name!r} is sealed: its record vouches for every byte",
+            hint="make a new version of it with `volume rebuild`",
+        )
+    size = os.fstat(descriptor).st_size
+    if size < record.file_size:
+        raise Refused(
+            "volume.size_mismatch",
+            f"the volume file has {size} bytes, its record says at least {record.file_size}",
+            hint="the file is incomplete, or belongs to another record",
+        )
+    area = bytes(read_exactly(descriptor, record.header.size, 0))
+    check_header(area, record)
+    return parse_header(area, uuid=record.uuid, layout=layout_of(record)), area
+
+
 def layout_of(record: VolumeRecord) -> Layout:
     """The layout that a record states."""
     return Layout(record.segment_offset, record.sector_size, record.header.metadata_size)
@@ -101,10 +137,15 @@ def check_header(area: bytes | bytearray, record: VolumeRecord) -> None:
 def check_key(key: bytes | bytearray, record: VolumeRecord) -> None:
     """Compare a key with the record's key id.
 
+    `XTS_KEY_SIZE` bytes are taken for the LUKS volume key itself, as a recovery
+    finds it; the header's digest of it decides later.
+
     Raises:
         InputError: ``volume.key_size``.
         Refused: ``volume.key_wrong``.
     """
+    if len(key) == XTS_KEY_SIZE:
+        return
     if len(key) != KEY_SIZE:
         raise InputError("volume.key_size", f"a volume key has {KEY_SIZE} bytes, not {len(key)}")
     if not hmac.compare_digest(key_id_of(key), record.key_id):
@@ -182,37 +223,37 @@ class SealedView:
         self._cipher.close()
 
 
-class WritableView:
-    """The inside of a volume that is being made: no tree over it yet.
+class PlainView:
+    """A segment without a tree over it: what is read is only as good as the file.
 
-    Only for the maker, on the owner's own machine and disk.
+    For the maker's own file, for writable volumes, and for foreign ones whose
+    content their owner imports.
     """
 
     def __init__(
-        self, descriptor: int, *, uuid: str, layout: Layout, size: int, key: bytes | bytearray
+        self, descriptor: int, cipher: SectorCipher, *, start: int, size: int, unit: int
     ) -> None:
-        """Open the keyslot of a fresh LUKS2 file.
+        """Look at a segment.
 
         Args:
-            descriptor: the file, open for reading and writing.
-            uuid: as given to ``cryptsetup luksFormat``.
-            layout: as given to it.
-            size: bytes of the filesystem; the file has at least so many behind the offset.
-            key: the volume key.
+            descriptor: the file, open for reading, and for writing if it is written to.
+            cipher: of the segment; closed with the view.
+            start: where the segment begins, bytes.
+            size: bytes of the filesystem, a multiple of ``unit``.
+            unit: bytes of an encryption sector.
         """
-        area = bytes(read_exactly(descriptor, layout.segment_offset, 0))
-        header = parse_header(area, uuid=uuid, layout=layout)
         self._descriptor = descriptor
-        self._start = layout.segment_offset
-        self._cipher = _unlocked_cipher(header, area, key)
-        self.size = size
+        self._cipher = cipher
+        self._start = start
+        self._unit = unit
+        self._room = self.size = size
 
     def pread(self, offset: int, size: int) -> bytes | bytearray:
         """As `SealedView.pread`, without verification."""
         size = max(0, min(size, self.size - offset))
         if size == 0:
             return b""
-        begin, end = _whole_blocks(offset, size)
+        begin, end = _whole_blocks(offset, size, self._unit)
         buffer = read_exactly(self._descriptor, end - begin, self._start + begin)
         self._cipher.decrypt(buffer, begin)
         return bytes(memoryview(buffer)[offset - begin : offset - begin + size])
@@ -223,13 +264,15 @@ class WritableView:
         Raises:
             InputError: ``volume.write_range`` beyond the end of the filesystem.
         """
-        if offset < 0 or offset + len(data) > self.size:
+        if offset < 0 or offset + len(data) > self._room:
             raise InputError("volume.write_range", "write beyond the end of the volume")
-        begin, end = _whole_blocks(offset, len(data))
+        begin, end = _whole_blocks(offset, len(data), self._unit)
+        self.size = max(self.size, offset + len(data))
         if (begin, end) == (offset, offset + len(data)):
             buffer = bytearray(data)
         else:
-            buffer = bytearray(self.pread(begin, end - begin))
+            buffer = read_exactly(self._descriptor, end - begin, self._start + begin)
+            self._cipher.decrypt(buffer, begin)
             buffer[offset - begin : offset - begin + len(data)] = data
         self._cipher.encrypt(buffer, begin)
         with memoryview(buffer) as view:
@@ -237,6 +280,16 @@ class WritableView:
             while done < len(buffer):
                 done += os.pwrite(self._descriptor, view[done:], self._start + begin + done)
         return len(data)
+
+    def truncate(self, size: int) -> None:
+        """Show ``size`` bytes of the room there is; nothing is written.
+
+        Raises:
+            InputError: ``volume.write_range``.
+        """
+        if not 0 <= size <= self._room:
+            raise InputError("volume.write_range", "a size beyond the end of the volume")
+        self.size = size
 
     def flush(self) -> None:
         """Make what was written durable."""
@@ -247,7 +300,59 @@ class WritableView:
         self._cipher.close()
 
 
+class WritableView(PlainView):
+    """The inside of a volume with a LUKS2 header of our shape, to be written to."""
+
+    def __init__(
+        self,
+        descriptor: int,
+        *,
+        uuid: str,
+        layout: Layout,
+        size: int,
+        key: bytes | bytearray,
+        area: bytes | None = None,
+    ) -> None:
+        """Open the keyslot.
+
+        Args:
+            descriptor: the file, open for reading and writing.
+            uuid: as given to ``cryptsetup luksFormat``.
+            layout: as given to it.
+            size: bytes of the filesystem; the file has at least so many behind the offset.
+            key: the volume key.
+            area: the header area, if the caller has checked it; else it is read here.
+        """
+        if area is None:
+            area = bytes(read_exactly(descriptor, layout.segment_offset, 0))
+        header = parse_header(area, uuid=uuid, layout=layout)
+        cipher = _unlocked_cipher(header, area, key)
+        super().__init__(
+            descriptor, cipher, start=layout.segment_offset, size=size, unit=layout.sector_size
+        )
+
+    @classmethod
+    def of_record(
+        cls, descriptor: int, record: VolumeRecord, key: bytes | bytearray
+    ) -> WritableView:
+        """Open a writable volume by its record.
+
+        Raises:
+            Refused: as `check_writable` and `check_key`.
+            InputError: as `check_key`.
+        """
+        check_key(key, record)
+        _, area = check_writable(descriptor, record)
+        room = os.fstat(descriptor).st_size - record.segment_offset
+        size = room // BLOCK_SIZE * BLOCK_SIZE
+        layout = layout_of(record)
+        return cls(descriptor, uuid=record.uuid, layout=layout, size=size, key=key, area=area)
+
+
 def _unlocked_cipher(header: Header, area: bytes, key: bytes | bytearray) -> SectorCipher:
+    if len(key) == XTS_KEY_SIZE:
+        check_volume_key(header, key)
+        return sector_cipher(key, header.layout.sector_size)
     volume_key = unlock(header, area, key)
     try:
         return sector_cipher(volume_key, header.layout.sector_size)
@@ -255,5 +360,5 @@ def _unlocked_cipher(header: Header, area: bytes, key: bytes | bytearray) -> Sec
         wipe(volume_key)
 
 
-def _whole_blocks(offset: int, size: int) -> tuple[int, int]:
-    return offset // BLOCK_SIZE * BLOCK_SIZE, -(-(offset + size) // BLOCK_SIZE) * BLOCK_SIZE
+def _whole_blocks(offset: int, size: int, unit: int = BLOCK_SIZE) -> tuple[int, int]:
+    return offset // unit * unit, -(-(offset + size) // unit) * unit

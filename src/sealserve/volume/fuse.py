@@ -38,8 +38,8 @@ from sealserve import logs
 from sealserve.errors import SealserveError, Unavailable
 from sealserve.hardening import forbid_core_dumps
 from sealserve.volume.child import FILE_NAME, lazy_unmount
-from sealserve.volume.cipher import wipe
-from sealserve.volume.engine import SealedView, WritableView
+from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher, wipe
+from sealserve.volume.engine import PlainView, SealedView, WritableView
 from sealserve.volume.luks2 import Layout
 from sealserve.volume.process import mount_source, read_key
 from sealserve.volume.record import BLOCK_SIZE, decode_payload
@@ -61,15 +61,17 @@ class _OneFile(mfusepy.Operations):  # type: ignore[misc]
 
     use_ns = True
 
-    def __init__(self, view: SealedView | WritableView, status: int) -> None:
+    def __init__(self, view: SealedView | PlainView, mode: str, status: int) -> None:
         self._view = view
+        self._mode = mode
         self._status = status
         self._failures = 0
         self._writable = isinstance(view, WritableView)
 
     def init_with_config(self, connection: Any, _config: Any) -> None:
-        # The maker's small writes are gathered by the kernel: 6 times as fast.
-        if self._writable and connection is not None and mfusepy.fuse_version_major == 3:
+        # The maker's small writes are gathered by the kernel: 6 times as fast. Not
+        # those of a mounted volume: what is written must be on the disk at its fsync.
+        if self._mode == "fill" and connection is not None and mfusepy.fuse_version_major == 3:
             connection.want |= connection.capable & _CAP_WRITEBACK_CACHE
         with contextlib.suppress(BrokenPipeError):  # the parent is gone: see `_Lifeline`
             os.write(self._status, b"ready\n")
@@ -118,8 +120,12 @@ class _OneFile(mfusepy.Operations):  # type: ignore[misc]
 
     def truncate(self, path: str, length: int, fh: int | None = None) -> int:
         del path, fh
-        if not self._writable or length != self._view.size:
+        if length == self._view.size:
+            return 0
+        view = self._view
+        if self._mode != "fill" or not isinstance(view, WritableView):
             raise mfusepy.FuseOSError(errno.EPERM)
+        self._guard(lambda: view.truncate(length))  # mkfs.erofs finds out how large it will be
         return 0
 
     def fsync(self, path: str, datasync: int, fh: int) -> int:
@@ -198,12 +204,12 @@ def main(arguments: list[str]) -> int:
     lifeline.start()
     try:
         try:
-            view = _open_view(mode, file, settings, read_key(key_pipe))
+            view = _open_view(mode, file, settings, read_key(key_pipe, XTS_KEY_SIZE))
         except SealserveError as error:
             _report(status, error)
             return error.exit_status
         try:
-            _serve(view, directory, status)
+            _serve(view, mode, directory, status)
             if isinstance(view, WritableView):
                 view.flush()
         except RuntimeError:  # libfuse's main loop ended with an error; it has said why
@@ -220,9 +226,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _serve(view: SealedView | WritableView, directory: Path, status: int) -> None:
+def _serve(view: SealedView | PlainView, mode: str, directory: Path, status: int) -> None:
     mfusepy.FUSE(
-        _OneFile(view, status),
+        _OneFile(view, mode, status),
         str(directory),
         foreground=True,
         nothreads=True,
@@ -230,7 +236,7 @@ def _serve(view: SealedView | WritableView, directory: Path, status: int) -> Non
         nodev=True,
         nosuid=True,
         noexec=True,
-        ro=isinstance(view, SealedView),
+        ro=not isinstance(view, WritableView),
         attr_timeout=3600,
         entry_timeout=3600,
     )
@@ -238,17 +244,23 @@ def _serve(view: SealedView | WritableView, directory: Path, status: int) -> Non
 
 def _open_view(
     mode: str, file: int, settings: dict[str, Any], key: bytearray
-) -> SealedView | WritableView:
+) -> SealedView | PlainView:
     try:
-        if mode == "read":
-            return SealedView(file, decode_payload(settings["record"].encode()), key)
-        return WritableView(
-            file,
-            uuid=settings["uuid"],
-            layout=Layout(settings["segment_offset"]),
-            size=settings["size"],
-            key=key,
-        )
+        match mode:
+            case "read":
+                return SealedView(file, decode_payload(settings["record"].encode()), key)
+            case "write":
+                record = decode_payload(settings["record"].encode())
+                return WritableView.of_record(file, record, key)
+            case "foreign":
+                unit = settings["unit"]
+                cipher = sector_cipher(key, unit)
+                start, size = settings["start"], settings["size"]
+                return PlainView(file, cipher, start=start, size=size, unit=unit)
+            case _:
+                layout = Layout(settings["segment_offset"])
+                uuid, size = settings["uuid"], settings["size"]
+                return WritableView(file, uuid=uuid, layout=layout, size=size, key=key)
     except OSError as error:
         raise Unavailable(
             "volume.unreadable", f"cannot read the volume: {error.strerror}"

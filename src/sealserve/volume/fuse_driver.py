@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sealserve.volume.child import FuseChild, require_fuse
-from sealserve.volume.mapper import DriverName, open_volume_file
+from sealserve.volume.mapper import DriverName, locked_volume_file
 from sealserve.volume.record import VolumeRecord
 
 __all__ = ["FuseDriver"]
@@ -25,8 +25,11 @@ class FuseDriver:
     ) -> FuseMapping:
         """See `sealserve.volume.mapper.Driver`."""
         settings = {"record": record.to_json().decode(), "mountpoint": str(mountpoint)}
-        with open_volume_file(path) as descriptor:
-            return FuseMapping(FuseChild("read", descriptor, settings, key))
+        write = record.kind == "writable"
+        # The child inherits the descriptor, and the lock with it.
+        with locked_volume_file(path, write=write) as descriptor:
+            mode = "write" if write else "read"
+            return FuseMapping(FuseChild(mode, descriptor, settings, key))
 
 
 class FuseMapping:

@@ -1,32 +1,43 @@
 """The ``kernel`` driver: loop device, dm-verity over the whole file, dm-crypt on top.
 
+A writable volume has no verity: dm-crypt stands on the loop device.
+
 Rules this module keeps:
 
 * The order is the security: verity first, with geometry and root hash from the
   record. Everything later, the LUKS2 header included, is read *through* the
   verity device, so nothing can change between a check and its use.
 * The header is compared with the record and held against the whitelist before
-  ``cryptsetup`` sees it.
-* What was set up is taken down in reverse order, also after a failure half way.
+  ``cryptsetup`` sees it. That of a writable volume is copied into memory first and
+  ``cryptsetup`` gets that copy: on the disk the host could change it meanwhile.
+* What was set up is taken down in reverse order, also after a failure half way. A
+  loop device is detached as soon as something stands on it: it stays for as long as
+  that does, and no number has to be kept that may be somebody else's later.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from sealserve.errors import Unavailable
-from sealserve.volume.engine import check_header, layout_of
+from sealserve.volume.cipher import XTS_KEY_SIZE
+from sealserve.volume.engine import check_header, check_writable, layout_of
 from sealserve.volume.luks2 import parse_header
-from sealserve.volume.mapper import DriverName, open_volume_file
+from sealserve.volume.mapper import DriverName, locked_volume_file, open_volume_file
 from sealserve.volume.process import Runner, find_tool, run, secret_pipe
 from sealserve.volume.record import BLOCK_SIZE, VolumeRecord
 from sealserve.volume.verity import read_exactly
 
-__all__ = ["KernelDriver", "attach_loop"]
+__all__ = ["NAME_PREFIX", "KernelDriver", "attach_loop", "loop_device"]
+
+NAME_PREFIX: Final = "sealserve-"
+"""With which the names of all our device-mapper devices begin."""
 
 _CRYPT_TIMEOUT: Final = 120.0
 
@@ -81,19 +92,62 @@ class KernelDriver:
         """See `sealserve.volume.mapper.Driver`."""
         del mountpoint
         # Random, so that a name left over from a crash can not be mistaken for ours.
-        name = f"sealserve-{record.uuid}-{secrets.token_hex(4)}"
+        name = f"{NAME_PREFIX}{record.uuid}-{secrets.token_hex(4)}"
         with ExitStack() as stack:
-            loop = attach_loop(path, self._run)
-            stack.callback(self._run, ["losetup", "--detach", loop])
-            self._run(_verity_command(record, loop, f"{name}-verity"))
-            stack.callback(self._run, ["veritysetup", "close", f"{name}-verity"])
-            verified = self._mapper_directory / f"{name}-verity"
-            self._check_header(verified, record)
-            with secret_pipe(key) as reader:
-                command = _crypt_command(verified, name, reader)
-                self._run(command, pass_fds=[reader], timeout=_CRYPT_TIMEOUT)
-            stack.callback(self._run, ["cryptsetup", "close", name])
+            if record.kind == "writable":
+                self._open_writable(path, record, key, name, stack)
+            else:
+                self._open_sealed(path, record, key, name, stack)
             return KernelMapping(self._mapper_directory / name, stack.pop_all())
+
+    def _open_sealed(
+        self,
+        path: Path,
+        record: VolumeRecord,
+        key: bytes | bytearray,
+        name: str,
+        stack: ExitStack,
+    ) -> None:
+        stack.enter_context(locked_volume_file(path))
+        with loop_device(path, self._run) as loop:
+            self._run(_verity_command(record, loop, f"{name}-verity"))
+        stack.callback(self._close, "veritysetup", f"{name}-verity")
+        verified = self._mapper_directory / f"{name}-verity"
+        self._check_header(verified, record)
+        with secret_pipe(key) as reader:
+            command = _crypt_command(str(verified), name, reader, len(key), ["--readonly"])
+            self._run(command, pass_fds=[reader], timeout=_CRYPT_TIMEOUT)
+        stack.callback(self._close, "cryptsetup", name)
+
+    def _open_writable(
+        self,
+        path: Path,
+        record: VolumeRecord,
+        key: bytes | bytearray,
+        name: str,
+        stack: ExitStack,
+    ) -> None:
+        descriptor = stack.enter_context(locked_volume_file(path, write=True))
+        _, area = check_writable(descriptor, record)
+        with (
+            loop_device(path, self._run, read_only=False) as loop,
+            os.fdopen(os.memfd_create("header"), "wb") as copy,
+            secret_pipe(key) as reader,
+        ):
+            copy.write(area)
+            copy.flush()
+            header = [f"--header=/proc/self/fd/{copy.fileno()}"]
+            command = _crypt_command(loop, name, reader, len(key), header)
+            self._run(command, pass_fds=[reader, copy.fileno()], timeout=_CRYPT_TIMEOUT)
+        stack.callback(self._close, "cryptsetup", name)
+
+    def _close(self, program: str, name: str) -> None:
+        """Close a mapping, also one that is held (then it goes with its last user) or gone."""
+        try:
+            self._run([program, "close", name])
+        except Unavailable:
+            if (self._mapper_directory / name).exists():
+                self._run([program, "close", "--deferred", name])
 
     def _check_header(self, device: Path, record: VolumeRecord) -> None:
         with open_volume_file(device) as descriptor:
@@ -117,13 +171,24 @@ class KernelMapping:
         return self._device
 
     def close(self) -> None:
-        """dm-crypt, dm-verity, loop device, in this order."""
+        """dm-crypt, dm-verity and with it the loop device, in this order."""
         self._undo.close()
 
 
-def attach_loop(path: Path, runner: Runner) -> str:
-    """Attach a read-only loop device to a file; returns the device's path."""
-    command = ["losetup", "--read-only", "--direct-io=on", "--find", "--show", "--", str(path)]
+@contextlib.contextmanager
+def loop_device(path: Path, runner: Runner, *, read_only: bool = True) -> Iterator[str]:
+    """A loop device that lasts as long as the block, or what the block set up on it."""
+    device = attach_loop(path, runner, read_only=read_only)
+    try:
+        yield device
+    finally:
+        runner(["losetup", "--detach", device])
+
+
+def attach_loop(path: Path, runner: Runner, *, read_only: bool = True) -> str:
+    """Attach a loop device to a file; returns the device's path."""
+    access = ["--read-only"] if read_only else []
+    command = ["losetup", *access, "--direct-io=on", "--find", "--show", "--", str(path)]
     try:
         return runner(command).strip()
     except BaseException:
@@ -154,16 +219,22 @@ def _verity_command(record: VolumeRecord, loop: str, name: str) -> list[str]:
     ]
 
 
-def _crypt_command(device: Path, name: str, key_reader: int) -> list[str]:
+def _crypt_command(
+    device: str, name: str, key_reader: int, key_size: int, options: list[str]
+) -> list[str]:
+    key_file = f"/proc/self/fd/{key_reader}"
+    if key_size == XTS_KEY_SIZE:
+        key = [f"--volume-key-file={key_file}"]
+    else:
+        key = ["--key-slot=0", f"--key-file={key_file}"]
     return [
         "cryptsetup",
         "open",
         "--type=luks2",
-        "--readonly",
         "--batch-mode",
         "--tries=1",
-        "--key-slot=0",
-        f"--key-file=/proc/self/fd/{key_reader}",
-        str(device),
+        *options,
+        *key,
+        device,
         name,
     ]

@@ -29,7 +29,15 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from sealserve.errors import Refused
 from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher, wipe
 
-__all__ = ["KEYSLOTS_SIZE", "METADATA_SIZE", "Header", "Layout", "parse_header", "unlock"]
+__all__ = [
+    "KEYSLOTS_SIZE",
+    "METADATA_SIZE",
+    "Header",
+    "Layout",
+    "check_volume_key",
+    "parse_header",
+    "unlock",
+]
 
 METADATA_SIZE: Final = 0x4000
 """Bytes of one metadata copy of ours: 4096 binary, the rest JSON."""
@@ -164,17 +172,29 @@ def unlock(header: Header, area: bytes | bytearray, key: bytes | bytearray) -> b
         cipher.close()
         wipe(slot_key)
         wipe(material)
+    try:
+        check_volume_key(header, volume_key)
+    except Refused:
+        wipe(volume_key)
+        raise
+    return volume_key
+
+
+def check_volume_key(header: Header, volume_key: bytes | bytearray) -> None:
+    """Compare a LUKS volume key with the header's digest of it.
+
+    Raises:
+        Refused: ``volume.key_wrong``.
+    """
     found = hashlib.pbkdf2_hmac(
         "sha256", volume_key, header.digest_salt, header.digest_iterations, 32
     )
     if not hmac.compare_digest(found, header.digest):
-        wipe(volume_key)
         raise Refused(
             "volume.key_wrong",
             "the key does not open this volume",
             hint="the key and the record must come from the same `volume create`",
         )
-    return volume_key
 
 
 def _parse_copy(

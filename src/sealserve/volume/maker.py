@@ -1,15 +1,12 @@
-"""Make sealed volumes: no root, no device-mapper, no plaintext on any disk.
+"""Make volumes: no root, no device-mapper, no plaintext on any disk.
 
 Rules this module keeps:
 
-* ``cryptsetup luksFormat`` writes the header (a fresh random volume key, always:
-  XTS is deterministic, so two volumes must never share one); ``mkfs.ext4`` fills
-  the filesystem through the encrypting FUSE file; the verity tree is appended;
-  the record states what came out.
+* `sealserve.volume.filling` makes header and filesystem; over a sealed volume the
+  verity tree is laid; the record states what came out.
 * Work is done on ``<path>.partial`` under a lock. The final name appears by a
   rename, when everything is on the disk: an interrupted make leaves nothing that
   looks finished, and the next one starts anew.
-* The header has exactly one shape, which `sealserve.volume.luks2` insists on.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ import secrets
 import threading
 import uuid as uuids
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -32,13 +29,15 @@ from pydantic import ValidationError
 
 from sealserve.errors import InputError, Unavailable
 from sealserve.files import sync_path
-from sealserve.volume.child import FuseChild, require_fuse
-from sealserve.volume.luks2 import KEYSLOTS_SIZE, METADATA_SIZE
-from sealserve.volume.process import Runner, run, secret_pipe
+from sealserve.volume.child import require_fuse
+from sealserve.volume.filling import SEGMENT_OFFSET, Inside, format_header
+from sealserve.volume.process import Runner, find_tool, run
 from sealserve.volume.record import (
     BLOCK_SIZE,
     KEY_SIZE,
+    Filesystem,
     HeaderPin,
+    Kind,
     ModelEntry,
     VerityParameters,
     VolumeRecord,
@@ -48,18 +47,13 @@ from sealserve.volume.record import (
 from sealserve.volume.tree import SourceTree, find_models, scan
 from sealserve.volume.verity import append_tree, read_exactly
 
-__all__ = ["SEGMENT_OFFSET", "Progress", "create_sealed"]
-
-SEGMENT_OFFSET: Final = 2 * METADATA_SIZE + KEYSLOTS_SIZE
-"""Bytes before the encrypted segment: 16 MiB, cryptsetup's own default."""
+__all__ = ["SEGMENT_OFFSET", "Progress", "create_sealed", "create_writable", "partial_file"]
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); the first never decreases."""
 
 _MAX_SIZE: Final = 1 << 44
-_FILL_TIMEOUT: Final = 6 * 3600.0
 _WATCH_PAUSE: Final = 0.1
-_PBKDF2_ITERATIONS: Final = 1000  # the key is 256 random bits: there is nothing to stretch
 
 
 def create_sealed(
@@ -71,6 +65,7 @@ def create_sealed(
     name: str,
     version: int = 1,
     size: int | None = None,
+    filesystem: Filesystem = "ext4",
     force: bool = False,
     progress: Progress | None = None,
     runner: Runner = run,
@@ -86,6 +81,7 @@ def create_sealed(
         name: the volume's name: letters, digits and ``. _ -``, at most 128.
         version: of the volume, counted up by the owner with each remake.
         size: bytes for the filesystem, a multiple of 4096; chosen from the source if absent.
+        filesystem: ``ext4``, or ``erofs``, which takes no more than it needs.
         force: replace a file that is there.
         progress: see `Progress`.
         runner: runs the system's programs.
@@ -100,40 +96,107 @@ def create_sealed(
         Unavailable: ``volume.unwritable``, ``volume.fuse_missing``, ``volume.tool_missing``,
             ``volume.tool_failed`` (also when the tree does not fit into ``size``).
     """
-    if len(key) != KEY_SIZE:
-        raise InputError("volume.key_size", f"a volume key has {KEY_SIZE} bytes, not {len(key)}")
-    _check_target(path, force=force)
+    _check_target(path, key, force=force)
     tree = scan(source)
     plan = _Plan(
         name=name,
         version=version,
         uuid=str(uuids.uuid4()),
         key_id=key_id_of(key),
+        kind="sealed",
+        filesystem=filesystem,
         data_size=_checked_size(size, tree),
         models=find_models(source),
-        inodes=tree.inodes,
     )
+    return _make(path, plan, source, tree, key, owner_key, progress, runner)
+
+
+def create_writable(
+    path: Path,
+    *,
+    size: int,
+    key: bytes | bytearray,
+    owner_key: Ed25519PrivateKey,
+    name: str,
+    version: int = 1,
+    source: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    runner: Runner = run,
+) -> bytes:
+    """Make a volume for state: encrypted, its header pinned by the record, its content not.
+
+    Args:
+        path: the file to make.
+        size: bytes for the filesystem, a multiple of 4096.
+        key: as for `create_sealed`, like all the others.
+        owner_key: signs the record.
+        name: the volume's name.
+        version: of the volume.
+        source: directory with what is in it at first; empty if absent.
+        force: replace a file that is there.
+        progress: see `Progress`.
+        runner: runs the system's programs.
+
+    Returns:
+        The signed record.
+
+    Raises:
+        InputError: as `create_sealed`.
+        Unavailable: as `create_sealed`.
+    """
+    _check_target(path, key, force=force)
+    tree = scan(source) if source else SourceTree(0, False, 0, b"")
+    plan = _Plan(
+        name=name,
+        version=version,
+        uuid=str(uuids.uuid4()),
+        key_id=key_id_of(key),
+        kind="writable",
+        filesystem="ext4",
+        data_size=_checked_size(size, tree),
+        models=(),
+    )
+    return _make(path, plan, source, tree, key, owner_key, progress, runner)
+
+
+def _make(
+    path: Path,
+    plan: _Plan,
+    source: Path | None,
+    tree: SourceTree,
+    key: bytes | bytearray,
+    owner_key: Ed25519PrivateKey,
+    progress: Progress | None,
+    runner: Runner,
+) -> bytes:
     _check_plan(plan, owner_key)
     require_fuse()
-    report = _Reporter(progress, plan.data_size, plan.hash_offset)
+    find_tool(f"mkfs.{plan.filesystem}")
+    sealed = plan.kind == "sealed"
+    report = _Reporter(progress, plan.data_size, plan.segment_end if sealed else 0)
+    inside = Inside(
+        plan.uuid, plan.kind, plan.filesystem, plan.data_size, tree.inodes, tree.foreign
+    )
     try:
-        with _partial_file(path) as (partial, descriptor):
-            os.ftruncate(descriptor, plan.hash_offset)
-            _format(partial, plan, key, runner)
-            with _encrypting_file(descriptor, plan, key) as inside:
-                with _watching(partial, report):
-                    runner(_mkfs_command(inside, plan, source), timeout=_FILL_TIMEOUT)
-                if tree.foreign:
-                    _give_to_root(inside, tree.inodes, runner)
-            if scan(source).state != tree.state:
+        with partial_file(path) as (partial, descriptor):
+            os.ftruncate(descriptor, plan.segment_end)
+            format_header(partial, plan.uuid, key, runner)
+            with _watching(partial, report):
+                size = inside.fill(descriptor, source, key, runner)
+            report.filled(plan.data_size)
+            if source and scan(source).state != tree.state:
                 raise InputError(
                     "volume.source_changed",
                     "the source was changed while it was sealed",
                     where=str(source),
                     hint="run it again when nothing writes there",
                 )
-            record = _finish(descriptor, plan, report)
+            plan = replace(plan, data_size=size)
+            os.ftruncate(descriptor, plan.segment_end)
+            record = _finish(descriptor, plan, report.hashed)
             os.fsync(descriptor)
+            report.complete()
             partial.replace(path)
         sync_path(path.parent)
     except OSError as error:
@@ -151,20 +214,25 @@ class _Plan:
     version: int
     uuid: str
     key_id: str
+    kind: Kind
+    filesystem: Filesystem
     data_size: int
     models: tuple[ModelEntry, ...]
-    inodes: int
 
     @property
-    def hash_offset(self) -> int:
+    def segment_end(self) -> int:
         return SEGMENT_OFFSET + self.data_size
 
-    @property
-    def data_blocks(self) -> int:
-        return self.hash_offset // BLOCK_SIZE
-
     def record(self, header_sha256: str, salt: str, root_hash: str) -> VolumeRecord:
+        """Salt and root hash are used for a sealed volume only."""
+        verity = VerityParameters(
+            data_blocks=self.segment_end // BLOCK_SIZE,
+            hash_offset=self.segment_end,
+            salt=salt,
+            root_hash=root_hash,
+        )
         return VolumeRecord(
+            kind=self.kind,
             name=self.name,
             uuid=self.uuid,
             version=self.version,
@@ -172,12 +240,8 @@ class _Plan:
             data_size=self.data_size,
             header=HeaderPin(sha256=header_sha256, size=SEGMENT_OFFSET),
             segment_offset=SEGMENT_OFFSET,
-            verity=VerityParameters(
-                data_blocks=self.data_blocks,
-                hash_offset=self.hash_offset,
-                salt=salt,
-                root_hash=root_hash,
-            ),
+            verity=verity if self.kind == "sealed" else None,
+            filesystem=self.filesystem,
             key_id=self.key_id,
             models=self.models,
         )
@@ -198,13 +262,18 @@ class _Reporter:
     def hashed(self, count: int) -> None:
         self._report(self._fill + count)
 
+    def complete(self) -> None:
+        self._report(self._total)
+
     def _report(self, done: int) -> None:
         self._done = max(self._done, done)
         if self._progress:
             self._progress(self._done, self._total)
 
 
-def _check_target(path: Path, *, force: bool) -> None:
+def _check_target(path: Path, key: bytes | bytearray, *, force: bool) -> None:
+    if len(key) != KEY_SIZE:
+        raise InputError("volume.key_size", f"a volume key has {KEY_SIZE} bytes, not {len(key)}")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise InputError("volume.exists", "is there and is no ordinary file", where=str(path))
     if path.exists() and path.stat().st_size and not force:
@@ -246,7 +315,7 @@ def _checked_size(size: int | None, tree: SourceTree) -> int:
 
 
 @contextlib.contextmanager
-def _partial_file(path: Path) -> Iterator[tuple[Path, int]]:
+def partial_file(path: Path) -> Iterator[tuple[Path, int]]:
     """``<path>.partial``, empty and locked; gone afterwards unless it was renamed."""
     partial = path.with_name(f"{path.name}.partial")
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -267,78 +336,6 @@ def _partial_file(path: Path) -> Iterator[tuple[Path, int]]:
         os.close(descriptor)
 
 
-def _format(partial: Path, plan: _Plan, key: bytes | bytearray, runner: Runner) -> None:
-    with secret_pipe(key) as reader:
-        command = [
-            "cryptsetup",
-            "luksFormat",
-            "--type=luks2",
-            "--batch-mode",
-            # Its lock for plain files is flock(2), which the maker itself holds.
-            "--disable-locks",
-            "--cipher=aes-xts-plain64",
-            "--key-size=512",
-            f"--sector-size={BLOCK_SIZE}",
-            "--hash=sha256",
-            "--pbkdf=pbkdf2",
-            f"--pbkdf-force-iterations={_PBKDF2_ITERATIONS}",
-            f"--luks2-metadata-size={METADATA_SIZE}",
-            f"--luks2-keyslots-size={KEYSLOTS_SIZE}",
-            f"--offset={SEGMENT_OFFSET // 512}",
-            f"--uuid={plan.uuid}",
-            f"--key-file=/proc/self/fd/{reader}",
-            str(partial),
-        ]
-        runner(command, pass_fds=[reader])
-
-
-@contextlib.contextmanager
-def _encrypting_file(descriptor: int, plan: _Plan, key: bytes | bytearray) -> Iterator[Path]:
-    """The inside of the volume as a writable file; all on the disk when the block ends."""
-    settings = {"uuid": plan.uuid, "segment_offset": SEGMENT_OFFSET, "size": plan.data_size}
-    child = FuseChild("fill", descriptor, settings, key)
-    try:
-        yield child.file
-        with child.file.open("rb") as file:
-            os.fsync(file.fileno())
-    finally:
-        status = child.close()
-    if status != 0:
-        raise Unavailable("volume.fuse_failed", f"the FUSE process ended with status {status}")
-
-
-def _mkfs_command(target: Path, plan: _Plan, source: Path) -> list[str]:
-    # What mkfs would choose at random is derived from the volume's UUID.
-    inner = uuids.uuid5(uuids.UUID(plan.uuid), "ext4")
-    return [
-        "mkfs.ext4",
-        "-q",
-        "-F",
-        f"-b{BLOCK_SIZE}",
-        "-m0",
-        f"-N{plan.inodes + 32}",
-        f"-U{inner}",
-        # Never written again: a journal and room to grow would be wasted.
-        "-O^has_journal,^resize_inode",
-        f"-Eroot_owner=0:0,hash_seed={inner},lazy_itable_init=0,nodiscard",
-        f"-d{source}",
-        str(target),
-        f"{plan.data_size // 1024}k",
-    ]
-
-
-def _give_to_root(inside: Path, inodes: int, runner: Runner) -> None:
-    """``mkfs -d`` copies the owners of the source; inside a volume all belongs to root."""
-    # lost+found is inode 11; mkfs gives the next numbers to the tree, in a row.
-    numbers = range(12, 12 + inodes)
-    commands = "".join(f"sif <{n}> uid 0\nsif <{n}> gid 0\n" for n in numbers)
-    with os.fdopen(os.memfd_create("commands"), "wb") as file:
-        file.write(commands.encode())
-        file.flush()
-        path = f"/proc/self/fd/{file.fileno()}"
-        runner(["debugfs", "-w", "-f", path, str(inside)], pass_fds=[file.fileno()])
-
-
 @contextlib.contextmanager
 def _watching(partial: Path, report: _Reporter) -> Iterator[None]:
     """Report how far the filling is: the blocks that the sparse file has by now."""
@@ -357,9 +354,12 @@ def _watching(partial: Path, report: _Reporter) -> Iterator[None]:
         thread.join()
 
 
-def _finish(descriptor: int, plan: _Plan, report: _Reporter) -> VolumeRecord:
-    """Append the tree; state in a record what the file now is."""
+def _finish(descriptor: int, plan: _Plan, hashed: Callable[[int], None]) -> VolumeRecord:
+    """Lay the tree over a sealed volume; state in a record what the file now is."""
+    area = hashlib.sha256(read_exactly(descriptor, SEGMENT_OFFSET, 0)).hexdigest()
+    zeros = "0" * 64
+    if plan.kind == "writable":
+        return plan.record(area, zeros, zeros)
     salt = secrets.token_bytes(32)
-    root = append_tree(descriptor, plan.data_blocks, salt, report.hashed)
-    area = read_exactly(descriptor, SEGMENT_OFFSET, 0)
-    return plan.record(hashlib.sha256(area).hexdigest(), salt.hex(), root.hex())
+    root = append_tree(descriptor, plan.segment_end // BLOCK_SIZE, salt, hashed)
+    return plan.record(area, salt.hex(), root.hex())

@@ -1,10 +1,14 @@
-"""Mount a sealed volume, and take the mount away again without a trace.
+"""Mount a volume, and take the mount away again without a trace.
 
 Rules this module keeps:
 
 * The file is checked against its record (size, hash tree, header digest and
   whitelist) before a key derivation or any other process starts.
-* Mounts are ``ro,nodev,nosuid,noexec``: a model is data, never a program.
+* Mounts are ``nodev,nosuid,noexec``, and ``ro`` unless the record says writable: a
+  model is data, never a program.
+* Writing goes through the kernel driver. A filesystem that the kernel writes through
+  a process of this machine can hang with it when memory is short, so the fuse driver
+  writes only when it is asked to by a name that says so.
 * Closing goes from the top down: filesystem, mapping, loop device. It can be
   repeated, and it runs by itself when something fails half way.
 """
@@ -21,18 +25,18 @@ from typing import Final, Literal, Self
 
 import structlog
 
-from sealserve.errors import InputError, Unavailable
+from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.volume.child import end_process, lazy_unmount
 from sealserve.volume.drivers import driver_named
-from sealserve.volume.engine import check_file, check_key
-from sealserve.volume.kernel_driver import attach_loop
+from sealserve.volume.engine import check_file, check_key, check_writable
+from sealserve.volume.kernel_driver import loop_device
 from sealserve.volume.mapper import Driver, Mapping, open_volume_file
 from sealserve.volume.process import Runner, find_tool, is_mounted, run
 from sealserve.volume.record import VolumeRecord
 
-__all__ = ["Mount", "mount_sealed"]
+__all__ = ["Mount", "mount_sealed", "mount_writable"]
 
-_OPTIONS: Final = "ro,nodev,nosuid,noexec"
+_OPTIONS: Final = "nodev,nosuid,noexec"
 _UNMOUNT_ATTEMPTS: Final = 20
 _UNMOUNT_PAUSE: Final = 0.1
 _START_TIMEOUT: Final = 30.0
@@ -101,30 +105,96 @@ def mount_sealed(
         Unavailable: ``volume.unreadable``, ``volume.kernel_driver``, ``volume.fuse_missing``,
             ``volume.fuse_failed``, ``volume.tool_missing``, ``volume.tool_failed``.
     """
-    chosen = driver_named(driver, runner) if isinstance(driver, str) else driver
+    chosen = _driver(driver, runner)
     check_key(key, record)
     with open_volume_file(path) as descriptor:
         check_file(descriptor, record)
-    chosen.require()
+    return _mount(path, record, key, mountpoint, chosen, runner)
+
+
+def mount_writable(
+    path: Path,
+    record: VolumeRecord,
+    key: bytes | bytearray,
+    mountpoint: Path,
+    *,
+    driver: str | Driver,
+    development: bool = False,
+    runner: Runner = run,
+) -> Mount:
+    """Check, open and mount a writable volume.
+
+    Args:
+        path: the volume file.
+        record: its record, of kind ``writable``.
+        key: the volume key; the caller wipes its own copy.
+        mountpoint: as for `mount_sealed`.
+        driver: ``"kernel"``; ``"fuse"`` only together with ``development``.
+        development: allow the fuse driver to write. Not for production: see above.
+        runner: as for `mount_sealed`.
+
+    Raises:
+        Refused: as `sealserve.volume.engine.check_writable` and `check_key`;
+            ``volume.fuse_writable``.
+        InputError: as `mount_sealed`, and ``volume.in_use``.
+        Unavailable: as `mount_sealed`.
+    """
+    chosen = _driver(driver, runner)
+    if chosen.name == "fuse" and not development:
+        raise Refused(
+            "volume.fuse_writable",
+            "the fuse driver writes only in development: it can hang when memory is short",
+            hint="use the driver kernel, or say --development",
+        )
+    check_key(key, record)
+    with open_volume_file(path) as descriptor:
+        check_writable(descriptor, record)
+    if chosen.name == "fuse":
+        _log.warning("volume_writable_by_fuse", volume=record.name, note="DEVELOPMENT ONLY")
+    return _mount(path, record, key, mountpoint, chosen, runner)
+
+
+def _driver(driver: str | Driver, runner: Runner) -> Driver:
+    return driver_named(driver, runner) if isinstance(driver, str) else driver
+
+
+def _mount(
+    path: Path,
+    record: VolumeRecord,
+    key: bytes | bytearray,
+    mountpoint: Path,
+    driver: Driver,
+    runner: Runner,
+) -> Mount:
+    """Open and mount a volume whose file has been checked."""
+    driver.require()
+    by: Literal["kernel", "fuse2fs"] = "kernel"
+    if driver.name == "fuse" and not _is_real_root():
+        by = "fuse2fs"
+        if record.filesystem != "ext4":
+            raise Unavailable(
+                "volume.filesystem_unsupported",
+                f"without root, {record.filesystem} cannot be mounted",
+                hint="read it with `sealserve volume extract`, or mount it as root",
+            )
     with ExitStack() as stack:
         mountpoint = _prepare(mountpoint, stack)
-        mapping = chosen.open(path, record, key, mountpoint)
+        mapping = driver.open(path, record, key, mountpoint)
         stack.callback(mapping.close)
-        if mapping.is_block_device or _is_real_root():
-            by: Literal["kernel", "fuse2fs"] = "kernel"
-            _mount_by_kernel(mapping, mountpoint, runner, stack)
+        if by == "kernel":
+            _mount_by_kernel(mapping, record, mountpoint, runner, stack)
         else:
-            by = "fuse2fs"
-            _mount_by_fuse2fs(mapping, mountpoint, stack)
+            _mount_by_fuse2fs(mapping, record, mountpoint, stack)
         _log.info(
             "volume_mounted",
             volume=record.name,
             version=record.version,
-            driver=chosen.name,
+            kind=record.kind,
+            driver=driver.name,
             filesystem_by=by,
             reason="rootless: only root may mount ext4" if by == "fuse2fs" else "running as root",
         )
-        return Mount(mountpoint, chosen.name, by, stack.pop_all())
+        return Mount(mountpoint, driver.name, by, stack.pop_all())
 
 
 def _prepare(mountpoint: Path, stack: ExitStack) -> Path:
@@ -163,17 +233,42 @@ def _is_real_root() -> bool:
     return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
-def _mount_by_kernel(mapping: Mapping, mountpoint: Path, runner: Runner, stack: ExitStack) -> None:
-    device = str(mapping.device)
+def _mount_by_kernel(
+    mapping: Mapping, record: VolumeRecord, mountpoint: Path, runner: Runner, stack: ExitStack
+) -> None:
+    _require_filesystem(record, runner)
+    write = record.kind == "writable"
+    options = f"rw,{_OPTIONS}" if write else f"ro,{_OPTIONS}"
+    if record.filesystem == "ext4" and not write:
+        options += ",noload"
+    command = ["mount", "-t", record.filesystem, "-o", options, "--"]
     # Registered first: if `mount` is cut off after the kernel did its work, the mount goes too.
     stack.callback(_unmount, mountpoint, runner)
-    with ExitStack() as loop:
-        if not mapping.is_block_device:
-            device = attach_loop(mapping.device, runner)
-            # A detached loop device stays for as long as it is mounted and
-            # vanishes with the mount: even a crash of ours leaves none behind.
-            loop.callback(runner, ["losetup", "--detach", device])
-        runner(["mount", "-t", "ext4", "-o", f"{_OPTIONS},noload", "--", device, str(mountpoint)])
+    if mapping.is_block_device:
+        runner([*command, str(mapping.device), str(mountpoint)])
+        return
+    # A detached loop device stays for as long as it is mounted and vanishes with
+    # the mount: even a crash of ours leaves none behind.
+    with loop_device(mapping.device, runner, read_only=not write) as device:
+        runner([*command, device, str(mountpoint)])
+
+
+def _require_filesystem(record: VolumeRecord, runner: Runner) -> None:
+    """ext4 is everywhere; another one may be a module, or missing."""
+    if record.filesystem == "ext4" or _kernel_has(record.filesystem):
+        return
+    with contextlib.suppress(Unavailable):
+        runner(["modprobe", record.filesystem])
+    if not _kernel_has(record.filesystem):
+        raise Unavailable(
+            "volume.filesystem_unsupported",
+            f"this kernel has no {record.filesystem}",
+            hint="load its module, or make the volume with --fs ext4",
+        )
+
+
+def _kernel_has(filesystem: str) -> bool:
+    return filesystem in Path("/proc/filesystems").read_text().split()
 
 
 def _unmount(mountpoint: Path, runner: Runner) -> None:
@@ -190,14 +285,17 @@ def _unmount(mountpoint: Path, runner: Runner) -> None:
         lazy_unmount(mountpoint)
 
 
-def _mount_by_fuse2fs(mapping: Mapping, mountpoint: Path, stack: ExitStack) -> None:
+def _mount_by_fuse2fs(
+    mapping: Mapping, record: VolumeRecord, mountpoint: Path, stack: ExitStack
+) -> None:
     # fakeroot: files inside belong to root, and fuse2fs checks permissions itself;
     # the mount as a whole can be entered by this user only.
+    access = "rw" if record.kind == "writable" else "ro,norecovery"
     command = [
         find_tool("fuse2fs"),
         "-f",
         "-o",
-        f"{_OPTIONS},norecovery,fakeroot",
+        f"{access},{_OPTIONS},fakeroot",
         str(mapping.device),
         str(mountpoint),
     ]

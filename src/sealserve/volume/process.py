@@ -37,6 +37,8 @@ _PACKAGE_OF: Final = {
     "cryptsetup": "cryptsetup-bin",
     "veritysetup": "cryptsetup-bin",
     "mkfs.ext4": "e2fsprogs",
+    "mkfs.erofs": "erofs-utils",
+    "fsck.erofs": "erofs-utils",
     "debugfs": "e2fsprogs",
     "fuse2fs": "fuse2fs",
     "fusermount": "fuse3",
@@ -135,19 +137,19 @@ def secret_pipe(secret: bytes | bytearray) -> Iterator[int]:
         os.close(reader)
 
 
-def read_key(descriptor: int) -> bytearray:
-    """Read a volume key from a descriptor to its end, and close it unless it is a standard stream.
+def read_key(descriptor: int, limit: int = KEY_SIZE) -> bytearray:
+    """Read a secret from a descriptor to its end, and close it unless it is a standard stream.
 
     Nothing is stripped: a key may hold newlines and NULs.
 
     Returns:
-        The bytes; one more than `KEY_SIZE` when there were too many, which no
+        The bytes; one more than ``limit`` when there were too many, which no
         check of a key lets pass. The caller wipes them.
 
     Raises:
         InputError: ``volume.key_unreadable``.
     """
-    key = bytearray(KEY_SIZE + 1)
+    key = bytearray(limit + 1)
     size = 0
     try:
         with memoryview(key) as view:
