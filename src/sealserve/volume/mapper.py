@@ -99,14 +99,14 @@ def locked_volume_file(path: Path, *, write: bool = False) -> Iterator[int]:
                 "volume.in_use",
                 "the volume is open already, or is being changed",
                 where=str(path),
-                hint="`sealserve volume list` shows who has it",
+                hint="`volume list` shows who has it",
             ) from None
         if write and (loops := loops_on(path)):
             raise InputError(
                 "volume.in_use",
                 f"{loops[0]} still stands on the volume",
                 where=str(path),
-                hint="if nothing uses it, `sealserve volume doctor --fix` takes it away",
+                hint="if nothing uses it, `volume doctor --fix` takes it away",
             )
         yield descriptor
 

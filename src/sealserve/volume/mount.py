@@ -175,7 +175,7 @@ def _mount(
             raise Unavailable(
                 "volume.filesystem_unsupported",
                 f"without root, {record.filesystem} cannot be mounted",
-                hint="read it with `sealserve volume extract`, or mount it as root",
+                hint="read it with `volume extract`, or mount it as root",
             )
     with ExitStack() as stack:
         mountpoint = _prepare(mountpoint, stack)
