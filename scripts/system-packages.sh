@@ -23,6 +23,7 @@ tests='
 openssl                openssl          judges our certificates and ciphers
 swtpm                  swtpm            a TPM to speak to, as on Azure
 qemu-system-x86_64     qemu-system-x86  boots a kernel with device-mapper
+psql                   postgresql       a database for several brokers
 zstd                   zstd             unpacks the modules of a Ubuntu kernel
 '
 

@@ -20,6 +20,7 @@ from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.challenges import ChallengeTable
 from sealserve.broker.client import Released, request_release
 from sealserve.broker.collateral_file import CollateralFile
+from sealserve.broker.config import with_store
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker, create, open_broker
 from sealserve.broker.release import KeyRelease
@@ -27,6 +28,8 @@ from sealserve.broker.service import BrokerServer
 from sealserve.logs import make_log
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
+from tests.broker.postgres import Postgres, find_bin
+from tests.conftest import missing
 
 RESOURCE = "models/demo"
 BOOT_ID = bytes(range(16))
@@ -37,10 +40,39 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+BOTH_STORES = pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"], indirect=True)
+"""For a test, or a module's `pytestmark`: run it on either database."""
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for the session; `new_database()` is a test's own."""
+    programs = find_bin()
+    if programs is None:
+        missing("PostgreSQL", "apt install postgresql (`scripts/system-packages.sh --tests`)")
+        return
+    with Postgres(programs) as server:
+        yield server
+
+
 @pytest.fixture
-def broker_root(tmp_path: Path) -> Path:
+def store_kind(request: pytest.FixtureRequest) -> str:
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture
+def store_url(store_kind: str, request: pytest.FixtureRequest) -> str:
+    if store_kind == "sqlite":
+        return "sqlite:///broker.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@pytest.fixture
+def broker_root(tmp_path: Path, store_url: str) -> Path:
     root = tmp_path / "broker"
-    create(root, name="test broker", hosts=["127.0.0.1"])
+    chosen = with_store(store_url, where="store_url")
+    create(root, name="test broker", hosts=["127.0.0.1"], chosen=chosen)
     return root
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sealserve.broker.audit import GENESIS, AuditLog
+from sealserve.broker.config import StoreConfig
 from sealserve.broker.directory import Broker
 from sealserve.broker.store import Store
 from sealserve.errors import Refused, Unavailable
@@ -148,7 +149,7 @@ def test_a_line_that_is_no_json_is_found(broker: Broker, log: AuditLog) -> None:
 
 
 def test_parallel_writers_of_two_processes_make_one_chain(broker: Broker) -> None:
-    second = Store.open(broker.root / "broker.db")  # its own connections and lock
+    second = Store.open(StoreConfig(), broker.root)  # its own connections and lock
     logs = [broker.audit, AuditLog(second)]
 
     def write(log: AuditLog) -> None:

@@ -9,6 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from sealserve.broker.config import StoreConfig
 from sealserve.broker.directory import Broker
 from sealserve.broker.keys import KeyEncryptionKey
 from sealserve.broker.store import Resource, Store
@@ -81,7 +82,7 @@ def test_wrapped_values_cannot_change_places(broker: Broker) -> None:
 def test_the_store_reopens_with_what_it_had(broker: Broker) -> None:
     resource = _put(broker, "models/demo", b"secret")
     broker.store.close()
-    again = Store.open(broker.root / "broker.db")
+    again = Store.open(StoreConfig(), broker.root)
     assert again.resource("models/demo") == resource
     again.close()
 
@@ -101,7 +102,7 @@ def test_a_file_that_is_no_database_is_said_so(tmp_path: Path, content: bytes) -
     path = tmp_path / "broker.db"
     path.write_bytes(content)
     with pytest.raises(Unavailable) as caught:
-        Store.open(path)
+        Store.open(StoreConfig(), path.parent)
     assert caught.value.code == "store.unavailable"
 
 
@@ -113,7 +114,7 @@ def test_a_database_of_a_newer_version_is_left_alone(broker: Broker) -> None:
     connection.close()
     before = path.read_bytes()
     with pytest.raises(Refused) as caught:
-        Store.open(path)
+        Store.open(StoreConfig(), path.parent)
     assert caught.value.code == "store.version_unknown"
     assert path.read_bytes() == before
 

@@ -8,7 +8,6 @@ that name the field. The fields and their meaning stand once, in
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from sealserve import strict_yaml
 from sealserve.attestation.policy import PlatformFlags, Policy, Release, RequiredEvent
 from sealserve.errors import InputError
 from sealserve.files import read_limited, write_atomically
@@ -29,56 +29,6 @@ MAX_POLICY_BYTES = 1 << 20
 _MAX_NODES = 1 << 15  # 1024 releases, each with every register, are 13,000
 
 _ADAPTER = TypeAdapter(Policy)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with one meaning for one text.
-
-    No aliases (they can blow up), no tags, no merge keys and no duplicate keys
-    (one value would win unseen), no more values than the largest policy has. Of
-    the plain scalars ``true``, ``false``, ``null`` and decimal numbers are
-    special, as in YAML 1.2; not ``yes``, ``017`` or ``1:30``, which YAML 1.1
-    reads as something else than it says.
-    """
-
-    # Begins empty, without those that SafeLoader has.
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML reads it from the class)
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._nodes = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed in a policy")
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        if event.tag is not None:
-            raise yaml.YAMLError("tags are not allowed in a policy")
-        self._nodes += 1
-        if self._nodes > _MAX_NODES:
-            raise yaml.YAMLError(f"more than {_MAX_NODES} values")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError("a key that is no text")
-            if key.value in keys:
-                raise yaml.YAMLError(f"key given twice: {key.value}")
-            keys.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|false", "tf"),
-    ("int", r"-?(?:0|[1-9][0-9]{0,18})", "-0123456789"),
-    ("null", r"null|~", "n~"),
-    ("null", r"", [""]),
-):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first)
-    )
 
 
 def load(path: Path | str) -> Policy:
@@ -105,11 +55,9 @@ def parse(raw: bytes) -> Policy:
     if len(raw) > MAX_POLICY_BYTES:
         raise InputError("policy.malformed", f"a policy has at most {MAX_POLICY_BYTES} bytes")
     try:
-        # _Loader derives from SafeLoader: no objects are constructed.
-        document = yaml.load(raw.decode(), _Loader)  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError("policy.malformed", f"not a YAML document: {text}") from None
+        document = strict_yaml.read(raw, max_nodes=_MAX_NODES)
+    except strict_yaml.NotYaml as error:
+        raise InputError("policy.malformed", f"not a YAML document: {error}") from None
     if not isinstance(document, dict):
         raise InputError(
             "policy.malformed",

@@ -3,8 +3,12 @@
 | file | what it is |
 |---|---|
 | ``kek`` | the key-encryption key, mode 0600; back it up apart from the database |
+| ``broker.yaml`` | what the operator chooses, such as another database |
 | ``broker.db`` | secrets, the broker's own keys (all wrapped), resources, the audit chain |
 | ``broker.json`` | the public identity, for owners and guests |
+
+With PostgreSQL there is no ``broker.db``, and every replica has a directory of its own with
+the other three.
 
 Rules this module keeps: a directory appears complete or not at all, and no
 private key stands in it unwrapped but the KEK.
@@ -23,7 +27,8 @@ from typing import Final, Self
 
 from sealserve.attestation import policy_file
 from sealserve.attestation.sealing import HpkeKey, generate_key
-from sealserve.broker import audit
+from sealserve.broker import audit, config
+from sealserve.broker.config import BrokerConfig, StoreConfig
 from sealserve.broker.deposit import open_deposit
 from sealserve.broker.identity import NAME_PATTERN, BrokerIdentity, make_tls_identity
 from sealserve.broker.keys import KeyEncryptionKey
@@ -38,7 +43,6 @@ __all__ = ["DEFAULT_LEASE_SECONDS", "Broker", "create", "open_broker", "open_wit
 DEFAULT_LEASE_SECONDS: Final = 24 * 3600
 
 _KEK: Final = "kek"
-_DATABASE: Final = "broker.db"
 _IDENTITY: Final = "broker.json"
 _TLS_KEY: Final = "broker/tls"
 _DEPOSIT_KEY: Final = "broker/deposit"
@@ -50,12 +54,14 @@ class Broker:
 
     Attributes:
         root: the directory.
+        config: what the operator chose.
         identity: the public document.
         kek: wraps and unwraps what the store holds.
         store: the database.
     """
 
     root: Path
+    config: BrokerConfig
     identity: BrokerIdentity
     kek: KeyEncryptionKey
     store: Store
@@ -153,13 +159,16 @@ class Broker:
         return HpkeKey.from_private_bytes(self.store.broker_key(_DEPOSIT_KEY, self.kek))
 
 
-def create(root: Path, *, name: str, hosts: Sequence[str] = ()) -> BrokerIdentity:
+def create(
+    root: Path, *, name: str, hosts: Sequence[str] = (), chosen: BrokerConfig | None = None
+) -> BrokerIdentity:
     """Make a new broker.
 
     Args:
         root: the directory to make; it may exist if it is empty.
         name: the broker's name for people, up to 64 characters.
         hosts: DNS names and IP addresses for its certificate.
+        chosen: what goes into ``broker.yaml``; the defaults if not given.
 
     Returns:
         The public identity, which also stands in ``broker.json``.
@@ -167,7 +176,8 @@ def create(root: Path, *, name: str, hosts: Sequence[str] = ()) -> BrokerIdentit
     Raises:
         InputError: ``broker.directory_exists``, ``broker.name_invalid``,
             ``identity.host_invalid``.
-        Unavailable: ``broker.directory_unwritable``.
+        Refused: ``broker.database_in_use``, ``store.version_unknown``.
+        Unavailable: ``broker.directory_unwritable``, ``store.*``.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(
@@ -193,7 +203,7 @@ def create(root: Path, *, name: str, hosts: Sequence[str] = ()) -> BrokerIdentit
         root.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
-            _fill(scratch, identity, tls_key, deposit_key)
+            _fill(scratch, identity, chosen or BrokerConfig(), tls_key, deposit_key)
             scratch.rename(root)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -216,15 +226,15 @@ def open_broker(root: Path) -> Broker:
         Unavailable: ``broker.directory_missing``, ``kek.unreadable``, ``store.unavailable``.
         Refused: ``kek.*``; ``broker.key_mismatch`` if identity and database belong to
             different brokers; ``store.version_unknown``.
-        InputError: ``identity.malformed``.
+        InputError: ``identity.malformed``, ``broker.config_invalid``.
     """
-    identity, store = open_without_kek(root)
+    identity, chosen, store = open_without_kek(root)
     try:
-        broker = Broker(root, identity, KeyEncryptionKey.load(root / _KEK), store)
+        broker = Broker(root, chosen, identity, KeyEncryptionKey.load(root / _KEK), store)
         if broker._deposit_key().public != identity.deposit_public_key:
             raise Refused(
                 "broker.key_mismatch",
-                "broker.json and broker.db belong to different brokers",
+                "broker.json and the database belong to different brokers",
                 where=str(root),
                 hint="restore both from the same backup",
             )
@@ -234,33 +244,62 @@ def open_broker(root: Path) -> Broker:
     return broker
 
 
-def open_without_kek(root: Path) -> tuple[BrokerIdentity, Store]:
+def open_without_kek(root: Path) -> tuple[BrokerIdentity, BrokerConfig, Store]:
     """Open what needs no key: for looking at a broker that may not be fit to serve.
 
     The caller closes the store.
 
     Raises:
-        Unavailable: ``broker.directory_missing``, ``store.unavailable``.
-        Refused: ``store.version_unknown``.
-        InputError: ``identity.malformed``.
+        Unavailable: ``broker.directory_missing``, ``broker.database_missing``,
+            ``store.unavailable``.
+        Refused: ``store.version_unknown``, ``broker.config_has_password``.
+        InputError: ``identity.malformed``, ``broker.config_invalid``.
     """
-    if not (root / _DATABASE).is_file():
+    if not (root / _IDENTITY).is_file():
         raise Unavailable(
             "broker.directory_missing",
             "this is no broker's directory",
             where=str(root),
             hint="make one with `sealserve broker init DIR --name NAME`",
         )
-    return BrokerIdentity.load(root / _IDENTITY), Store.open(root / _DATABASE)
+    chosen = config.load(root)
+    _require_database(root, chosen.store)
+    return BrokerIdentity.load(root / _IDENTITY), chosen, Store.open(chosen.store, root)
 
 
-def _fill(scratch: Path, identity: BrokerIdentity, tls_key: bytes, deposit_key: HpkeKey) -> None:
+def _require_database(root: Path, store: StoreConfig) -> None:
+    # An empty database made in its place would hide that the old one is gone.
+    if not store.shared and not (root / str(store.location.database)).is_file():
+        raise Unavailable(
+            "broker.database_missing",
+            f"the broker's database {store.location.database} is not in its directory",
+            where=str(root),
+            hint="restore it from your backup",
+        )
+
+
+def _fill(
+    scratch: Path,
+    identity: BrokerIdentity,
+    chosen: BrokerConfig,
+    tls_key: bytes,
+    deposit_key: HpkeKey,
+) -> None:
+    write_atomically(scratch / config.CONFIG_FILE, config.render(chosen))
+    write_atomically(scratch / _IDENTITY, identity.to_json())
     kek = KeyEncryptionKey.create(scratch / _KEK)
-    store = Store.open(scratch / _DATABASE)
+    sync_path(scratch)
+    store = Store.open(chosen.store, scratch)
     try:
-        store.put_broker_key(_TLS_KEY, tls_key, kek)
-        store.put_broker_key(_DEPOSIT_KEY, deposit_key.private_bytes(), kek)
+        if store.has_broker_keys():
+            raise Refused(
+                "broker.database_in_use",
+                "the database holds a broker already",
+                hint="for a replica copy the first broker's kek, broker.json and broker.yaml;"
+                " for a new broker, or after an interrupted `init`, give an empty database",
+            )
+        keys = {_TLS_KEY: tls_key, _DEPOSIT_KEY: deposit_key.private_bytes()}
+        store.put_broker_keys(keys, kek)
     finally:
         store.close()
-    write_atomically(scratch / _IDENTITY, identity.to_json())
     sync_path(scratch)

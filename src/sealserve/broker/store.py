@@ -1,42 +1,37 @@
-"""The broker's database: SQLite embedded, through SQLAlchemy.
+"""What a broker keeps, in the database that `broker.database` opens.
 
 Rules this module keeps:
 
-* What a transaction has written is on the disk when it ends (WAL, synchronous
-  FULL); what it has not finished never happened.
-* Writers queue: one inside this process (a lock), one among processes (BEGIN
-  IMMEDIATE), so that the audit chain cannot fork.
-* No error shows a statement's values.
+* What a transaction has written is on the disk when it ends; what it has not
+  finished never happened.
+* On SQLite writers queue: one inside this process (a lock), one among processes
+  (BEGIN IMMEDIATE). On PostgreSQL rows are locked by who changes them; the audit
+  chain's head is one row, so that the chain cannot fork.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import sqlalchemy
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from sealserve.broker import database
+from sealserve.broker.config import StoreConfig
 from sealserve.broker.keys import KeyEncryptionKey
 from sealserve.broker.tables import BrokerKeyRow, ResourceRow, ResourceVersionRow, SecretRow
 from sealserve.errors import Refused, Unavailable
 
 __all__ = ["Resource", "SecretInfo", "Store"]
 
-_BUSY_SECONDS: Final = 5
 _LIVE: Final = "live"
 _RETIRED: Final = "retired"
 _VOLUME_KEY: Final = "volume-key"
@@ -83,30 +78,43 @@ class Store:
 
     Args:
         engine: made by `open`.
+        config: what it was made from.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, config: StoreConfig) -> None:
         self._engine = engine
-        self._writer = threading.Lock()
+        self._config = config
+        self._reader = engine.execution_options(**database.reading_options(engine))
+        self._writer = engine.execution_options(**{database.WRITES: True})
+        self._writers = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Open the database file, bringing its tables up to date; make it if it is missing.
+    def open(cls, config: StoreConfig, root: Path) -> Store:
+        """Open the database, bringing its tables up to date; make them if they are missing.
+
+        Args:
+            config: which database.
+            root: the broker's directory.
 
         Raises:
-            Unavailable: ``store.unavailable``.
+            Unavailable: ``store.unavailable``, ``store.driver_missing``.
             Refused: ``store.version_unknown``: a newer sealserve wrote it.
         """
+        store = cls(database.connect(config, root), config)
         try:
-            path.touch(mode=0o600)
-        except OSError as error:
-            raise _unavailable(error.strerror or type(error).__name__) from None
-        store = cls(_make_engine(path))
-        store._migrate()
+            database.migrate(store._engine)
+        except BaseException:
+            store.close()
+            raise
         return store
 
+    @property
+    def shared(self) -> bool:
+        """Whether other brokers may write here at the same time."""
+        return self._config.shared
+
     def close(self) -> None:
-        """Close every connection; the last one folds the write-ahead log in."""
+        """Close every connection; SQLite's last one folds the write-ahead log in."""
         self._engine.dispose()
 
     @contextmanager
@@ -117,32 +125,59 @@ class Store:
             Unavailable: ``store.unavailable``.
         """
         try:
-            with Session(self._engine) as session:
+            with self._reader.connect() as connection, Session(connection) as session:
                 yield session
         except SQLAlchemyError as error:
-            raise _unavailable(_reason(error)) from None
+            raise database.unavailable(error) from None
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A session whose changes are all on disk when the block ends, or none of them.
 
         Raises:
-            Unavailable: ``store.unavailable``.
+            Unavailable: ``store.unavailable``, ``store.busy``.
         """
         try:
-            with self._writer, self._engine.connect() as connection:
-                connection.execution_options(sealserve_writes=True)
-                with Session(connection) as session, session.begin():
-                    yield session
+            with (
+                self._turn(),
+                self._writer.connect() as connection,
+                Session(connection) as session,
+                session.begin(),
+            ):
+                yield session
         except SQLAlchemyError as error:
-            raise _unavailable(_reason(error)) from None
+            raise database.unavailable(error) from None
 
-    def put_broker_key(self, name: str, private: bytes, kek: KeyEncryptionKey) -> None:
-        """Store a private key of the broker itself, wrapped."""
-        wrapped = kek.wrap(private, name=name, version=_FIRST_VERSION)
-        row = BrokerKeyRow(name=name, version=_FIRST_VERSION, wrapped=wrapped, kek_id=kek.id)
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self.shared:
+            yield  # the database's own locks decide
+            return
+        if not self._writers.acquire(timeout=self._config.timeout_seconds):
+            raise Unavailable("store.busy", "other writers hold the broker's database")
+        try:
+            yield
+        finally:
+            self._writers.release()
+
+    def has_broker_keys(self) -> bool:
+        """Whether a broker lives in this database."""
+        with self.reading() as session:
+            return session.scalar(select(func.count()).select_from(BrokerKeyRow)) != 0
+
+    def put_broker_keys(self, keys: Mapping[str, bytes], kek: KeyEncryptionKey) -> None:
+        """Store the private keys of the broker itself, wrapped, by their names."""
+        rows = [
+            BrokerKeyRow(
+                name=name,
+                version=_FIRST_VERSION,
+                wrapped=kek.wrap(private, name=name, version=_FIRST_VERSION),
+                kek_id=kek.id,
+            )
+            for name, private in keys.items()
+        ]
         with self.writing() as session:
-            session.add(row)
+            session.add_all(rows)
 
     def broker_key(self, name: str, kek: KeyEncryptionKey) -> bytes:
         """Read a private key of the broker itself.
@@ -255,26 +290,6 @@ class Store:
                 )
             return kek.unwrap(row.wrapped, name=row.id, version=row.version)
 
-    def _migrate(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", "sealserve.broker:migrations")
-        try:
-            with self._engine.connect() as connection:
-                connection.execution_options(sealserve_writes=True)
-                if _is_current(connection, config):
-                    return
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-                connection.commit()
-        except CommandError:
-            raise Refused(
-                "store.version_unknown",
-                "the database was written by a newer sealserve",
-                hint="run that version, or restore a backup made before the update",
-            ) from None
-        except SQLAlchemyError as error:
-            raise _unavailable(_reason(error)) from None
-
 
 _RESOURCES: Final = select(ResourceRow, ResourceVersionRow).join(
     ResourceVersionRow,
@@ -294,49 +309,4 @@ def _resource_of(row: ResourceRow, bound: ResourceVersionRow) -> Resource:
         policy=row.policy,
         policy_sha256=row.policy_sha256,
         lease_seconds=row.lease_seconds,
-    )
-
-
-def _is_current(connection: Connection, config: Config) -> bool:
-    # Asked first, because an upgrade takes the write lock even to find nothing to do.
-    if not sqlalchemy.inspect(connection).has_table("alembic_version"):
-        return False
-    present = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-    connection.rollback()
-    return present == ScriptDirectory.from_config(config).get_current_head()
-
-
-def _make_engine(path: Path) -> Engine:
-    engine = create_engine(
-        sqlalchemy.URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": _BUSY_SECONDS},
-        hide_parameters=True,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: sqlite3.Connection, _record: Any) -> None:
-        # Transactions begin in _begin: sqlite3's own implicit ones take the
-        # write lock too late, and would let two writers read the same chain head.
-        connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("sealserve_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _reason(error: SQLAlchemyError) -> str:
-    # The driver's own sentence ("disk I/O error"); SQLAlchemy's adds the statement.
-    return str(getattr(error, "orig", None) or type(error).__name__)
-
-
-def _unavailable(reason: str) -> Unavailable:
-    return Unavailable(
-        "store.unavailable",
-        f"the broker's database cannot be used: {reason}",
-        hint="check the disk's space and health, and the file's owner",
     )

@@ -29,18 +29,30 @@ def init(
         list[str] | None,
         typer.Option(help="A DNS name or IP address for its certificate; repeat for more."),
     ] = None,
+    store: Annotated[
+        str,
+        typer.Option(
+            help="The database: sqlite:///FILE in DIR, or postgresql://USER@HOST/DATABASE"
+            "?sslmode=verify-full for several replicas; never a password.",
+            metavar="URL",
+        ),
+    ] = "sqlite:///broker.db",
     json: JsonFlag = False,
 ) -> None:
     """Make a new broker: its keys, its empty database, its public identity.
 
     Give DIR/broker.json to owners and guests: it is how they know this broker.
     Back up DIR/kek apart from the database: without it no secret ever opens.
+    DIR/broker.yaml holds what you may choose, each field with its default.
 
     Example: sealserve broker init /var/lib/sealserve/broker --name acme --host broker.example.com
     """
+    from sealserve.broker.config import with_store
     from sealserve.broker.directory import create
 
-    identity = create(directory, name=name, hosts=host or [])
+    identity = create(
+        directory, name=name, hosts=host or [], chosen=with_store(store, where="--store")
+    )
     emit(
         {
             "directory": str(directory),

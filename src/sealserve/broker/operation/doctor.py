@@ -54,7 +54,7 @@ def examine(
         if not error.code.startswith("kek."):
             raise
         kek_problem = str(error)
-    identity, store = open_without_kek(root)
+    identity, _, store = open_without_kek(root)
     try:
         return report_on(_look(root, identity, store, now, collateral, early, kek_problem))
     finally:

@@ -1,0 +1,280 @@
+"""``broker.yaml``: what an operator chooses, in the broker's directory.
+
+Rules this module keeps:
+
+* A field stands here once, with its default and its description; `render` writes
+  the commented file from them. Without the file every default holds.
+* An unknown field, a wrong type and a value out of range are errors that name
+  the field. No password stands in the file: one in a URL is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import ipaddress
+import json
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import sqlalchemy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from sqlalchemy.exc import ArgumentError
+
+from sealserve import strict_yaml
+from sealserve.errors import InputError, Refused
+from sealserve.files import read_limited
+
+__all__ = [
+    "CONFIG_FILE",
+    "AdminConfig",
+    "AuditConfig",
+    "BrokerConfig",
+    "KekConfig",
+    "LimitsConfig",
+    "StoreConfig",
+    "TelemetryConfig",
+    "load",
+    "parse",
+    "render",
+    "with_store",
+]
+
+CONFIG_FILE: Final = "broker.yaml"
+"""The file's name in the broker's directory."""
+
+_MAX_BYTES: Final = 64 * 1024
+_MAX_NODES: Final = 1024
+_WIDTH: Final = 98
+_VERIFIED: Final = ("verify-ca", "verify-full")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, hide_input_in_errors=True
+    )
+
+
+class StoreConfig(_Section):
+    """Where secrets, resources, leases and the audit chain are kept."""
+
+    url: Annotated[
+        str,
+        Field(
+            max_length=1024,
+            description="sqlite:///FILE in this directory for one broker process, or"
+            " postgresql://USER@HOST/DATABASE?sslmode=verify-full for several."
+            " No password here: PostgreSQL's client reads PGPASSFILE or ~/.pgpass, or a client"
+            " certificate (sslcert, sslkey), or the server knows the user of a UNIX socket"
+            " (postgresql:///DATABASE?host=/run/postgresql).",
+        ),
+    ] = "sqlite:///broker.db"
+    timeout_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=60,
+            description="How long anything may wait for the database: for a connection,"
+            " a lock or an answer.",
+        ),
+    ] = 5
+    connections: Annotated[
+        int,
+        Field(ge=2, le=64, description="How many connections one process opens to PostgreSQL."),
+    ] = 10
+
+    @field_validator("url")
+    @classmethod
+    def _usable(cls, text: str) -> str:
+        try:
+            url = sqlalchemy.make_url(text)
+        except (ArgumentError, ValueError):
+            raise ValueError("is not a database URL") from None
+        if url.get_backend_name() == "sqlite":
+            _check_sqlite(url)
+        elif url.drivername == "postgresql":
+            _check_postgresql(url)
+        else:
+            raise ValueError("must begin with sqlite:/// or postgresql://")
+        return text
+
+    @property
+    def shared(self) -> bool:
+        """Whether several brokers may use this store at once."""
+        return self.location.get_backend_name() == "postgresql"
+
+    @property
+    def location(self) -> sqlalchemy.URL:
+        """The URL, parsed."""
+        return sqlalchemy.make_url(self.url)
+
+
+class KekConfig(_Section):
+    """The key-encryption key, under which everything secret is wrapped."""
+
+
+class AdminConfig(_Section):
+    """The administration port and who may do what there."""
+
+
+class LimitsConfig(_Section):
+    """How much one guest, or all guests of one resource, may ask."""
+
+
+class AuditConfig(_Section):
+    """The audit chain."""
+
+
+class TelemetryConfig(_Section):
+    """Metrics and traces."""
+
+
+class BrokerConfig(_Section):
+    """All of ``broker.yaml``, checked."""
+
+    store: StoreConfig = Field(default_factory=StoreConfig)
+    kek: KekConfig = Field(default_factory=KekConfig)
+    admin: AdminConfig = Field(default_factory=AdminConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+
+
+def load(root: Path) -> BrokerConfig:
+    """Read a broker directory's file; the defaults if there is none.
+
+    Raises:
+        InputError: ``broker.config_invalid`` naming the field, ``file.too_large``.
+        Refused: ``broker.config_has_password``.
+        Unavailable: ``file.unreadable``.
+    """
+    path = root / CONFIG_FILE
+    if not path.exists():
+        return BrokerConfig()
+    return parse(read_limited(path, _MAX_BYTES), where=str(path))
+
+
+def parse(raw: bytes, *, where: str = CONFIG_FILE) -> BrokerConfig:
+    """Read the file's content.
+
+    Args:
+        raw: at most 64 KiB of YAML; sections and fields left out have their defaults.
+        where: the file's name, for errors.
+
+    Raises:
+        InputError: ``broker.config_invalid`` naming the field.
+        Refused: ``broker.config_has_password``.
+    """
+    if len(raw) > _MAX_BYTES:
+        raise _invalid(f"has more than {_MAX_BYTES} bytes", where)
+    try:
+        document = strict_yaml.read(raw, max_nodes=_MAX_NODES)
+    except strict_yaml.NotYaml as error:
+        raise _invalid(f"is not a YAML document: {error}", where) from None
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise _invalid("is no mapping of sections", where)
+    # A section whose every line is a comment is empty, and that means its defaults.
+    given = {name: {} if part is None else part for name, part in document.items()}
+    return _checked(given, where)
+
+
+def with_store(url: str, *, where: str) -> BrokerConfig:
+    """The defaults with this database.
+
+    Raises:
+        InputError: ``broker.config_invalid``.
+        Refused: ``broker.config_has_password``.
+    """
+    return _checked({"store": {"url": url}}, where)
+
+
+def render(config: BrokerConfig) -> bytes:
+    """The file for `broker init` to write: what is set, and every default as a comment."""
+    lines = [
+        "# What this broker is told. A line that is a comment shows the default;",
+        "# remove the # to change it. The broker reads this file when it starts.",
+    ]
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        summary = inspect.cleandoc(type(section).__doc__ or "").partition("\n")[0]
+        lines += ["", f"# {summary}", f"{name}:"]
+        default = type(section)()
+        for key, part in type(section).model_fields.items():
+            value = getattr(section, key)
+            mark = "# " if value == getattr(default, key) else ""
+            lines += textwrap.wrap(
+                part.description or "", _WIDTH, initial_indent="  # ", subsequent_indent="  # ",
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+            lines.append(f"  {mark}{key}: {json.dumps(_plain(value))}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _checked(given: dict[str, Any], where: str) -> BrokerConfig:
+    try:
+        return BrokerConfig.model_validate_json(json.dumps(given))
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise _explained(error, where) from None
+
+
+def _check_sqlite(url: sqlalchemy.URL) -> None:
+    name = url.database or ""
+    if (
+        url.drivername != "sqlite"
+        or url.query
+        or Path(name).name != name
+        or name in ("", ".", "..")
+    ):
+        raise ValueError("must be sqlite:///FILE, a file in the broker's directory")
+
+
+def _check_postgresql(url: sqlalchemy.URL) -> None:
+    if url.password is not None or {"password", "sslpassword"} & set(url.query):
+        raise ValueError(_PASSWORD)
+    if not url.database:
+        raise ValueError("must name a database")
+    if url.query.get("sslmode") in _VERIFIED:
+        return
+    hosts = url.query.get("host", ())
+    for host in (hosts,) if isinstance(hosts, str) else hosts or (url.host or "/",):
+        if not _is_local(host):
+            raise ValueError("must have sslmode=verify-full, since the server is another machine")
+
+
+_PASSWORD: Final = "must not hold a password: give it by PGPASSFILE, or use peer authentication"  # noqa: S105
+
+
+def _is_local(host: str) -> bool:
+    if host.startswith("/") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _explained(error: Exception, where: str) -> InputError | Refused:
+    if not isinstance(error, ValidationError):
+        return _invalid("holds a value that is none", where)
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    place = f"{where}: {field}" if field else where
+    message = first["msg"].removeprefix("Value error, ")
+    if message == _PASSWORD:
+        return Refused("broker.config_has_password", message, where=place)
+    return _invalid(message, place)
+
+
+def _invalid(message: str, where: str) -> InputError:
+    return InputError(
+        "broker.config_invalid",
+        message,
+        where=where,
+        hint="`sealserve broker init` writes a file with every field and its default",
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,123 @@
+"""``broker.yaml``: what it may say, and that what `init` writes says nothing new."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sealserve.broker import config
+from sealserve.broker.config import BrokerConfig
+from sealserve.broker.directory import create, open_broker
+from sealserve.errors import InputError, Refused, Unavailable
+from tests.broker.conftest import BOTH_STORES
+from tests.broker.postgres import Postgres
+
+
+def test_the_written_file_is_the_defaults_commented_or_not() -> None:
+    written = config.render(BrokerConfig())
+    assert config.parse(written) == BrokerConfig()
+    bare = re.sub(rb"^  # ([a-z_]+: .*)$", rb"  \1", written, flags=re.MULTILINE)
+    assert b"\n  url:" in bare
+    assert config.parse(bare) == BrokerConfig()
+
+
+def test_a_choice_survives_the_written_file() -> None:
+    chosen = config.with_store("postgresql://u@/db?host=/run/postgresql", where="here")
+    assert config.parse(config.render(chosen)) == chosen
+    assert chosen.store.shared
+    assert not BrokerConfig().store.shared
+
+
+def test_without_a_file_or_with_an_empty_one_the_defaults_hold(tmp_path: Path) -> None:
+    assert config.load(tmp_path) == BrokerConfig()
+    (tmp_path / "broker.yaml").write_bytes(b"# nothing\n")
+    assert config.load(tmp_path) == BrokerConfig()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "- a list",
+        "stores: {}",
+        "store: {uri: x}",
+        "store: {url: 7}",
+        "store: {url: ''}",
+        "store: {url: 'mysql://host/db'}",
+        "store: {url: 'postgresql+psycopg://host/db'}",
+        "store: {url: 'sqlite:////var/lib/broker.db'}",
+        "store: {url: 'sqlite:///../broker.db'}",
+        "store: {url: 'sqlite:///:memory:?cache=shared'}",
+        "store: {url: 'sqlite://'}",
+        "store: {url: 'postgresql:///'}",
+        "store: {url: 'postgresql://db.example.com/broker'}",
+        "store: {url: 'postgresql://db.example.com/broker?sslmode=require'}",
+        "store: {url: 'postgresql:///broker?host=127.0.0.1&host=192.0.2.1'}",
+        "store: {timeout_seconds: 0}",
+        "store: {timeout_seconds: 1, timeout_seconds: 2}",
+        "store: &a {}\nkek: *a",
+        "store: {timeout_seconds: !!python/name:os.system }",
+        "\x00",
+        "a: " + "[" * 3000,
+        "x" * 65537,
+    ],
+)  # fmt: skip
+def test_what_it_may_not_say_is_named(document: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        config.parse(document.encode(), where="broker.yaml")
+    assert caught.value.code == "broker.config_invalid"
+    assert "broker.yaml" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:planted@db.example.com/broker?sslmode=verify-full",
+        "postgresql:///broker?password=planted",
+        "postgresql:///broker?sslpassword=planted",
+    ],
+)
+def test_a_password_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(Refused) as caught:
+        config.parse(f"store: {{url: '{url}'}}".encode())
+    assert caught.value.code == "broker.config_has_password"
+    assert "PGPASSFILE" in caught.value.message
+    assert "planted" not in str(caught.value)
+
+
+@BOTH_STORES
+def test_a_directory_opens_its_database(broker_root: Path, store_kind: str) -> None:
+    with open_broker(broker_root) as broker:
+        assert broker.store.shared == (store_kind == "postgresql")
+        broker.audit.append({"event": "test"})
+    with open_broker(broker_root) as broker:
+        assert broker.audit.verify().count == 1
+    assert (broker_root / "broker.db").exists() == (store_kind == "sqlite")
+
+
+def test_a_database_holds_one_broker(postgres: Postgres, tmp_path: Path) -> None:
+    chosen = config.with_store(postgres.new_database(), where="here")
+    create(tmp_path / "one", name="one", chosen=chosen)
+    with pytest.raises(Refused) as caught:
+        create(tmp_path / "two", name="two", chosen=chosen)
+    assert caught.value.code == "broker.database_in_use"
+    assert not (tmp_path / "two").exists()
+    with open_broker(tmp_path / "one") as broker:
+        assert broker.tls_private_key()
+
+
+def test_a_lost_database_is_not_replaced_by_an_empty_one(broker_root: Path) -> None:
+    (broker_root / "broker.db").unlink()
+    with pytest.raises(Unavailable) as caught:
+        open_broker(broker_root)
+    assert caught.value.code == "broker.database_missing"
+    assert not (broker_root / "broker.db").exists()
+
+
+def test_a_server_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    chosen = config.with_store(f"postgresql:///broker?host={tmp_path}", where="here")
+    with pytest.raises(Unavailable) as caught:
+        create(tmp_path / "broker", name="one", chosen=chosen)
+    assert caught.value.code == "store.unavailable"
+    assert "No such file" in caught.value.message
