@@ -27,6 +27,7 @@ from sealserve.attestation.collateral_store import (
 from sealserve.attestation.verifier import INTEL, Anchor, Verifier
 from sealserve.broker.collateral_file import CollateralFile
 from sealserve.errors import InputError, Refused, SealserveError, Unavailable
+from sealserve.files import write_atomically
 from sealserve.logs import make_log
 from sealserve.simulator.platform import CollateralOptions, SimulatedPlatform
 from tests.simulated import ISSUED, NOW, platform
@@ -363,6 +364,21 @@ def test_a_broker_follows_the_stores_file(store: CollateralStore) -> None:
     store.put(issued(ISSUED, evaluation_number=18), now=NOW)
     assert followed.current().evaluation_number == 18
     assert "collateral read" in lines.getvalue()
+
+
+def test_a_broker_does_not_go_back_either(tmp_path: Path) -> None:
+    """Whoever can put an old file in its place would hide a revocation."""
+    path, lines = tmp_path / "collateral.json", io.StringIO()
+    path.write_bytes(issued(ISSUED, evaluation_number=18).to_json())
+    followed = CollateralFile(path, make_log(lines))
+    for older in (issued(ISSUED), issued(ISSUED - timedelta(hours=1), evaluation_number=18)):
+        write_atomically(path, older.to_json())
+        assert followed.current() != older
+        assert followed.current().evaluation_number == 18
+    assert lines.getvalue().count("collateral.rollback") == 2
+    newer = issued(ISSUED + timedelta(minutes=1), evaluation_number=19)
+    write_atomically(path, newer.to_json())
+    assert followed.current() == newer
 
 
 def test_a_place_that_is_no_directory_is_told(tmp_path: Path) -> None:

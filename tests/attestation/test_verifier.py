@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -308,6 +309,14 @@ def test_malformed_collateral_is_refused_at_the_door(raw: bytes) -> None:
     with pytest.raises(InputError) as caught:
         Collateral.from_json(raw)
     assert caught.value.code == "collateral.malformed"
+
+
+def test_a_file_of_malformed_collateral_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "collateral.json"
+    path.write_bytes(b"{}")
+    with pytest.raises(InputError) as caught:
+        Collateral.load(path)
+    assert caught.value.where == str(path)
 
 
 def test_huge_collateral_is_not_read() -> None:

@@ -16,7 +16,7 @@ from sealserve.broker.protocol import CHALLENGE_METHOD
 from sealserve.broker.service import _host_of
 from sealserve.broker.status import status_of
 from sealserve.errors import Refused, SealserveError, Unavailable
-from sealserve.simulator.platform import SimulatedPlatform
+from sealserve.simulator.platform import CollateralOptions, SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 from tests.broker.conftest import World, utc_now
 from tests.broker.wire import Relay, Wire
@@ -132,21 +132,24 @@ def test_a_bug_is_answered_and_recorded_without_its_text(
 
 def test_new_collateral_is_taken_up_and_bad_collateral_is_not(world: World, tmp_path: Path) -> None:
     path = tmp_path / "collateral.json"
-    good = path.read_bytes()
     world.ask()
     path.write_bytes(b"{}")
     assert bytes(world.ask().secret) == world.key
     assert "collateral not read" in world.log.getvalue()
     path.write_bytes(world.platform.collateral(utc_now() - timedelta(days=40)))
+    world.ask()
+    assert "collateral.rollback" in world.log.getvalue()
+    short = CollateralOptions(lifetime=timedelta(minutes=1))
+    path.write_bytes(world.platform.collateral(utc_now() - timedelta(minutes=5), short))
     with pytest.raises(Refused) as caught:
         world.ask()
     assert "collateral.expired" in caught.value.message
-    path.write_bytes(good)
+    path.write_bytes(world.platform.collateral(utc_now() - timedelta(minutes=1)))
     world.ask()
     path.unlink()
     world.ask()
     codes = [line["code"] for line in world.lines()]
-    assert codes == ["released", "released", "release.denied", "released", "released"]
+    assert codes == [*["released"] * 3, "release.denied", "released", "released"]
 
 
 def test_a_release_under_way_is_finished_when_the_server_stops(

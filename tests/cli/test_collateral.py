@@ -73,6 +73,7 @@ def test_from_a_pccs_to_an_offline_verifier(site: Site, tmp_path: Path) -> None:
     document = json.loads(fetched.stdout)
     assert document["fmspc"] == FMSPC
     assert document["warnings"] == []
+    assert document["simulation"] is True
     assert {each["part"] for each in document["deadlines"]} >= {"pck_crl", "tcb_info"}
     bundle = tmp_path / "bundle.json"
     assert sealserve("collateral", "export", *online, "-o", bundle).returncode == 0
@@ -95,7 +96,9 @@ def test_the_store_is_the_users_unless_named(site: Site, tmp_path: Path) -> None
     assert (tmp_path / "sealserve" / "collateral" / f"{FMSPC}.platform.json").exists()
     shown = sealserve("collateral", "show", "--check", home=tmp_path)
     assert shown.returncode == 0
-    assert FMSPC in shown.stdout
+    assert shown.stdout.startswith(f"SIMULATION: platform model {FMSPC}")
+    intel = vector_path("dcap-qvl/tdx_quote_collateral.json")
+    assert "SIMULATION" not in sealserve("collateral", "show", "--file", intel).stdout
 
 
 def test_a_single_file_is_kept_and_imported(site: Site, tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, Refused
 from sealserve.files import read_limited
 
-__all__ = ["INTEL", "INTEL_ROOT_DER", "Anchor"]
+__all__ = ["INTEL", "INTEL_ROOT_DER", "SIMULATION", "Anchor"]
+
+SIMULATION: Final = "SIMULATION"
+"""The word that stands in every name below an own anchor."""
 
 _MAX_ANCHOR_BYTES = 16 * 1024
 
@@ -79,7 +82,7 @@ class Anchor:
                 "the anchor is not an X.509 certificate in DER",
                 hint="`sealserve simulate platform DIR` writes one as DIR/anchor.der",
             ) from None
-        if "SIMULATION" not in subject:
+        if SIMULATION not in subject:
             raise Refused(
                 "chain.anchor_not_simulation",
                 f"the anchor {subject!r} does not say SIMULATION in its subject",
@@ -111,7 +114,7 @@ class Anchor:
         """For log lines: ``"Intel"``, or ``"SIMULATION"`` with the root's fingerprint."""
         if self.root_der is None:
             return "Intel"
-        return f"SIMULATION {hashlib.sha256(self.root_der).hexdigest()[:16]}"
+        return f"{SIMULATION} {hashlib.sha256(self.root_der).hexdigest()[:16]}"
 
 
 INTEL = Anchor(None, simulated=False)

@@ -23,6 +23,7 @@ from typing import Any
 import dcap_qvl
 from cryptography import x509
 
+from sealserve.attestation.anchor import SIMULATION
 from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, Refused
 from sealserve.files import read_limited
@@ -71,6 +72,7 @@ class Collateral:
         qe_evaluation_number: the same of the QE identity.
         fmspc: platform model the TCB info is about, 12 hexadecimal digits.
         ca: whose PCK CRL is here: ``"platform"`` or ``"processor"``.
+        simulated: whether its issuer calls itself a SIMULATION.
         parts: the JSON object's fields as they were read.
         library: the same collateral as the verification library takes it.
     """
@@ -80,6 +82,7 @@ class Collateral:
     qe_evaluation_number: int
     fmspc: str
     ca: str
+    simulated: bool
     parts: Mapping[str, str] = field(repr=False)
     library: Any = field(repr=False, compare=False)
 
@@ -123,7 +126,12 @@ class Collateral:
             Unavailable: ``file.unreadable``.
             InputError: ``file.too_large``, and as :meth:`from_json`.
         """
-        return cls.from_json(read_limited(path, MAX_COLLATERAL_BYTES))
+        raw = read_limited(path, MAX_COLLATERAL_BYTES)
+        try:
+            return cls.from_json(raw)
+        except InputError as error:
+            error.where = str(path)
+            raise
 
     @classmethod
     def from_json(cls, raw: bytes) -> Collateral:
@@ -208,6 +216,7 @@ def _read_parts(fields: dict[str, str]) -> dict[str, Any]:
         "qe_evaluation_number": _number(qe_identity["tcbEvaluationDataNumber"]),
         "fmspc": _fmspc(tcb_info["fmspc"]),
         "ca": ca,
+        "simulated": SIMULATION in issuer,
         "parts": fields,
         "library": dcap_qvl.QuoteCollateralV3.from_json(json.dumps(fields)),
     }

@@ -1,8 +1,9 @@
 """The broker's collateral: one file, re-read when it changes.
 
 Rules this module keeps: a change is noticed before the next decision; a new
-file that cannot be read leaves the last good one in force (it carries its own
-end of validity, which every decision checks) and says so in the log.
+file that cannot be read, or is older than the last one, leaves that in force (it
+carries its own end of validity, which every decision checks) and says so in the
+log.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from sealserve.attestation.collateral import Collateral
+from sealserve.attestation.collateral_store import require_not_older
 from sealserve.errors import SealserveError
 from sealserve.files import stamp_of
 
@@ -45,7 +47,7 @@ class CollateralFile:
                 stamp = stamp_of(self._path)
                 if stamp != self._stamp:
                     self._stamp = stamp
-                    self._collateral = Collateral.load(self._path)
+                    self._collateral = self._load_newer()
                     self._log.info(
                         "collateral read",
                         evaluation=self._collateral.evaluation_number,
@@ -54,3 +56,10 @@ class CollateralFile:
             except SealserveError as error:
                 self._log.error("collateral not read, keeping the last one", **error.to_dict())
             return self._collateral
+
+    def _load_newer(self) -> Collateral:
+        """The file's content, unless it goes back behind what was in force here."""
+        new, old = Collateral.load(self._path), self._collateral
+        if new.fmspc == old.fmspc:
+            require_not_older(new, old, same_ca=new.ca == old.ca)
+        return new

@@ -270,6 +270,7 @@ def _facts(collateral: Collateral, now: datetime) -> dict[str, Any]:
     return {
         "fmspc": collateral.fmspc,
         "ca": collateral.ca,
+        "simulation": collateral.simulated,
         "evaluation": collateral.evaluation_number,
         "qe_evaluation": collateral.qe_evaluation_number,
         "begins": collateral.begins.isoformat(),
@@ -283,8 +284,9 @@ def _facts(collateral: Collateral, now: datetime) -> dict[str, Any]:
 
 
 def _text(collateral: Collateral, now: datetime) -> str:
+    loud = "SIMULATION: " if collateral.simulated else ""
     head = (
-        f"platform model {collateral.fmspc} ({collateral.ca} CA), TCB evaluation "
+        f"{loud}platform model {collateral.fmspc} ({collateral.ca} CA), TCB evaluation "
         f"{collateral.evaluation_number}, QE {collateral.qe_evaluation_number}"
     )
     rows = [
