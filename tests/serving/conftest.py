@@ -24,6 +24,8 @@ from cryptography.x509.oid import NameOID
 
 from sealserve.logs import make_log
 from sealserve.serving import flags
+from sealserve.serving.catalog import ModelSpec
+from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.server import Server
 
 OWNER_NAME = "grpc.tf.service.com"
@@ -155,7 +157,7 @@ def models(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [oracle, script, root], capture_output=True, text=True, check=False, timeout=110
     )
     assert made.returncode == 0, made.stderr[-2000:]
-    names = sorted(path.name for path in root.iterdir() if path.is_dir())
+    names = sorted(path.name for path in root.iterdir() if (path / "1").is_dir())
     entries = "\n".join(
         f'  config {{ name: "{name}" base_path: "{name}" model_platform: "tensorflow" '
         "model_version_policy { all {} } "
@@ -166,10 +168,46 @@ def models(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@dataclass(frozen=True)
+class Question:
+    """Inputs for one signature, and TensorFlow's own answer to them."""
+
+    model: str
+    signature: str
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+
+
 def arrays_of(file: Path) -> dict[str, Any]:
-    """The arrays of an .npz file."""
-    with np.load(file) as stored:
+    """The arrays of an .npz file that TensorFlow's side of the tests wrote."""
+    with np.load(file, allow_pickle=True) as stored:
         return dict(stored)
+
+
+def questions(place: Path) -> list[Question]:
+    """Every question that make_models.py left in a directory."""
+    found = []
+    for file in sorted(place.glob("*.npz")):
+        name, signature = file.stem.split(".")
+        arrays = arrays_of(file)
+        inputs = {key[3:]: array for key, array in arrays.items() if key.startswith("in_")}
+        outputs = {key[4:]: array for key, array in arrays.items() if key.startswith("out_")}
+        found.append(Question(name, signature, inputs, outputs))
+    return found
+
+
+def check_answer(plane: Dataplane, asked: Question) -> None:
+    """The dataplane's answer is TensorFlow's, to 1e-4 of each number."""
+    spec = ModelSpec(asked.model)
+    answer = plane.predict(spec, asked.signature, lambda _: asked.inputs)
+    assert set(answer.outputs) == set(asked.outputs)
+    for key, array in answer.outputs.items():
+        wanted = asked.outputs[key]
+        assert array.dtype == wanted.dtype, (asked.model, key)
+        if array.dtype == object:
+            assert array.tolist() == wanted.tolist()
+        else:
+            np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-5)
 
 
 def start_server(models: Path, directory: Path, *more_flags: str) -> Running:

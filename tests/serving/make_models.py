@@ -2,7 +2,8 @@
 
 ``make_models.py DIR`` writes ``DIR/<name>/1`` for each model below, and for each
 signature ``DIR/<name>.<signature>.npz`` with ``in_<key>`` and ``out_<key>``: what
-TensorFlow itself returns for those inputs.
+TensorFlow itself returns for those inputs. What only TensorFlow computes so stands
+in ``DIR/only_tensorflow``.
 """
 
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 ROOT = Path(sys.argv[1])
+ONLY_TENSORFLOW = ROOT / "only_tensorflow"
 rng = np.random.default_rng(7)
 tf1 = tf.compat.v1
 
@@ -27,7 +29,7 @@ def save(name, module, signatures, version=1):
     tf.saved_model.save(module, str(ROOT / name / str(version)), signatures=signatures)
 
 
-def answers(name, inputs, signature="serving_default", version=1):
+def answers(name, inputs, signature="serving_default", version=1, place=ROOT):
     """Ask TensorFlow, through a session as TensorFlow Serving does, and keep the answer."""
     with tf1.Session(graph=tf.Graph()) as session:
         meta = tf1.saved_model.loader.load(session, ["serve"], str(ROOT / name / str(version)))
@@ -36,7 +38,7 @@ def answers(name, inputs, signature="serving_default", version=1):
         feeds = {wanted.inputs[key].name: value for key, value in inputs.items()}
         outputs = session.run(fetches, feeds)
     np.savez(
-        ROOT / f"{name}.{signature}.npz",
+        place / f"{name}.{signature}.npz",
         **{f"in_{key}": value for key, value in inputs.items()},
         **{f"out_{key}": value for key, value in outputs.items()},
     )
@@ -306,21 +308,31 @@ answers("loop", {"x": np.array([1, -4, 2], "f4")})
 mixed = Mixed()
 save("mixed", mixed, {"serving_default": mixed.double, "words": mixed.lower})
 answers("mixed", {"x": np.array([1, -4, 2], "f4")})
+ONLY_TENSORFLOW.mkdir()
+answers("mixed", {"word": np.array([b"ABC"], "O")}, "words", place=ONLY_TENSORFLOW)
 
-for trap, method in (
-    (Counter(), "step"),
-    (Dice(), "roll"),
-    (Words(), "lower"),
-    (Constant(), "answer"),
-    (AnyRank(), "double"),
-    (Bytes(), "step"),
-    (Long(), "step"),
-    (Offset(), "step"),
-    (Double(), "step"),
-    (Whole(), "step"),
-    (Cast(), "step"),
+for trap, method, value in (
+    (Counter(), "step", np.float32(2.5)),
+    (Dice(), "roll", None),
+    (
+        Words(),
+        "lower",
+        np.array([b"Ab", b"", "\N{LATIN CAPITAL LETTER E WITH ACUTE}".encode()], "O"),
+    ),
+    (Constant(), "answer", np.array([1, 2], "f4")),
+    (AnyRank(), "double", np.array([[1, 2], [3, 4]], "f4")),
+    (Bytes(), "step", np.array([0, 255], "u1")),
+    (Long(), "step", np.array([-3, 2**31], "i8")),
+    (Offset(), "step", np.array([-3, 2**40], "i8")),
+    (Double(), "step", np.array([1, 1e300], "f8")),
+    (Whole(), "step", np.array([-8, 2**31 - 1], "i4")),
+    (Cast(), "step", np.array([-1.5, 1e12], "f4")),
 ):
-    save(f"trap_{type(trap).__name__.lower()}", trap, getattr(trap, method))
+    name = f"trap_{type(trap).__name__.lower()}"
+    save(name, trap, getattr(trap, method))
+    if value is not None:
+        (key,) = (spec.name for spec in getattr(trap, method).input_signature)
+        answers(name, {key: value}, place=ONLY_TENSORFLOW)
 save_v1("with_default", placeholder_with_default)
 answers("with_default", {"x": np.array([10, 20, 30], "f4")})
 save_v1("v1", reference_variables)

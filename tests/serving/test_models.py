@@ -16,10 +16,10 @@ from sealserve.model.graphdef import GraphBuilder, shape_proto
 from sealserve.serving.catalog import Catalog, ModelSpec, State
 from sealserve.serving.config import All, Latest, ModelConfig, RuntimeConfig, Specific
 from sealserve.serving.dataplane import Dataplane
-from sealserve.serving.runtimes.openvino import OpenVinoRuntime
+from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.status import Status
 from sealserve.wire.tensorflow import graph_pb2, tensor_pb2
-from tests.serving.conftest import Running, arrays_of
+from tests.serving.conftest import Running, check_answer, questions
 
 REASONS = {
     "trap_counter": "AssignAddVariableOp",
@@ -38,25 +38,17 @@ REASONS = {
 
 def dataplane(*models: ModelConfig) -> Dataplane:
     log = make_log(io.StringIO())
-    catalog = Catalog(models, OpenVinoRuntime(RuntimeConfig(), log), log)
+    catalog = Catalog(models, ChoosingRuntime(RuntimeConfig(), log), log)
     catalog.load()
     return Dataplane(catalog)
 
 
 def test_the_numbers_are_those_of_tensorflow(models: Path) -> None:
-    files = sorted(models.glob("*.npz"))
-    assert len(files) >= 9
-    for file in files:
-        name, signature = file.stem.split(".")
-        stored = arrays_of(file)
-        plane = dataplane(ModelConfig(name, models / name, Specific((1,))))
-        inputs = {key[3:]: stored[key] for key in stored if key.startswith("in_")}
-        answer = plane.predict(ModelSpec(name), signature, lambda _, given=inputs: given)
-        wanted = {key[4:]: stored[key] for key in stored if key.startswith("out_")}
-        assert set(answer.outputs) == set(wanted)
-        for key, array in answer.outputs.items():
-            assert array.dtype == wanted[key].dtype, (file.stem, key)
-            np.testing.assert_allclose(array, wanted[key], rtol=1e-4, atol=1e-5)
+    asked = questions(models)
+    assert len(asked) >= 9
+    for each in asked:
+        plane = dataplane(ModelConfig(each.model, models / each.model, Specific((1,))))
+        check_answer(plane, each)
 
 
 @pytest.mark.parametrize("name", sorted(REASONS))
@@ -135,7 +127,7 @@ def test_a_broken_model_leaves_the_others_serving(models: Path, tmp_path: Path) 
 def test_a_model_without_the_wanted_tags_is_refused(models: Path) -> None:
     log = make_log(io.StringIO())
     config = (ModelConfig("affine", models / "affine"),)
-    catalog = Catalog(config, OpenVinoRuntime(RuntimeConfig(tags=("gpu",)), log), log)
+    catalog = Catalog(config, ChoosingRuntime(RuntimeConfig(tags=("gpu",)), log), log)
     catalog.load()
     (status,) = catalog.statuses(ModelSpec("affine"))
     assert status.state is State.END
@@ -171,7 +163,7 @@ def test_version_directories_are_numbers(models: Path, tmp_path: Path) -> None:
 def test_unloading_waits_for_the_requests_that_use_a_model(models: Path) -> None:
     log = make_log(io.StringIO())
     config = (ModelConfig("affine", models / "affine"),)
-    catalog = Catalog(config, OpenVinoRuntime(RuntimeConfig(), log), log)
+    catalog = Catalog(config, ChoosingRuntime(RuntimeConfig(), log), log)
     catalog.load()
     closing = threading.Thread(target=catalog.close)
     with catalog.acquire(ModelSpec("affine")) as handle:

@@ -98,11 +98,14 @@ class RuntimeConfig:
         tags: the tags that select the meta graph of a SavedModel.
         threads: threads of one inference; 0: all cores this process may use.
         streams: inferences that run side by side on those threads; 0: one.
+        tensorflow: where TensorFlow is, for what OpenVINO cannot be shown to compute:
+            ``auto`` (beside sealserve, if installed), ``off``, or a Python interpreter.
     """
 
     tags: tuple[str, ...] = ("serve",)
     threads: int = 0
     streams: int = 0
+    tensorflow: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _signature(model: Model, name: str) -> Signature:
     if name in model.refused:
         raise InputError(
             "request.signature_unservable",
-            f'Serving signature key "{name}" is not served: {model.refused[name]}',
+            f'Serving signature key "{name}" is not served: {model.refused[name].message}',
         )
     if name not in model.signatures:
         raise InputError(

@@ -85,6 +85,13 @@ FLAGS: tuple[Flag, ...] = (
         own=True,
         many=True,
     ),
+    Flag(
+        "tensorflow_runtime",
+        "auto",
+        "TensorFlow for what OpenVINO cannot be shown to compute rightly: auto (if it is "
+        "installed beside sealserve), off, or the path of a Python that has it",
+        own=True,
+    ),
     Flag("insecure", False, "serve plaintext; without it there must be an identity", own=True),
     # How much.
     Flag("grpc_max_threads", 0, "gRPC requests worked on at a time; 0: 4 per core"),
@@ -172,6 +179,7 @@ def parse(argv: Sequence[str]) -> ServerConfig:
             tags=tuple(filter(None, given.text("saved_model_tags").split(","))),
             threads=given.number("tensorflow_intra_op_parallelism") or session,
             streams=given.number("tensorflow_inter_op_parallelism") or session,
+            tensorflow=given.text("tensorflow_runtime"),
         ),
         drain_seconds=given.number("drain_seconds", 0, 86_400),
         log_note=given.text("log_note"),

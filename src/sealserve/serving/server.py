@@ -23,7 +23,7 @@ from sealserve.serving.config import ServerConfig
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.grpc_front import GrpcFront
 from sealserve.serving.rest_front import RestFront
-from sealserve.serving.runtimes.openvino import OpenVinoRuntime
+from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.tls import TlsSource
 from sealserve.stopping import StopSignals
 
@@ -60,7 +60,7 @@ class Server:
         tls = self._tls()
         try:
             self._catalog = Catalog(
-                self._config.models, OpenVinoRuntime(self._config.runtime, self._log), self._log
+                self._config.models, ChoosingRuntime(self._config.runtime, self._log), self._log
             )
             dataplane = Dataplane(self._catalog)
             self._grpc = GrpcFront(dataplane, self._config, tls, self._log)

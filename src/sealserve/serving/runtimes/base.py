@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sealserve.errors import SealserveError
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
 
@@ -67,7 +68,7 @@ class Model(ABC):
 
     definitions: Mapping[str, graph_pb2.SignatureDef]
     signatures: Mapping[str, Signature]
-    refused: Mapping[str, str]
+    refused: Mapping[str, SealserveError]
 
     @abstractmethod
     def run(

@@ -47,7 +47,7 @@ from openvino.frontend import (
 from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
-from sealserve.serving.runtimes.base import Model, Runtime, Signature, TensorSpec
+from sealserve.serving.runtimes.base import Model, Signature, TensorSpec
 from sealserve.serving.runtimes.exactness import WIDE_LIMIT, inexact_operations
 from sealserve.serving.runtimes.saved_model import (
     only_signature,
@@ -91,7 +91,7 @@ _CONVERSION_FAILURES = (
 _INTERNAL_PREFIX = "__saved_model_"
 
 
-class OpenVinoRuntime(Runtime):
+class OpenVinoRuntime:
     """Loads SavedModels with OpenVINO on the cores this process may use."""
 
     name = "openvino"
@@ -119,6 +119,11 @@ class OpenVinoRuntime(Runtime):
         )
 
     def load(self, path: Path) -> Model:
+        """Load a version directory; a signature that cannot be proved is in ``refused``.
+
+        Raises:
+            InputError, Unavailable: there is no SavedModel to look at.
+        """
         meta = read_meta_graph(path, self._tags)
         spell_out_scalars(meta.graph_def)
         compiled: dict[str, _Compiled] = {}
@@ -130,26 +135,12 @@ class OpenVinoRuntime(Runtime):
                 compiled[key] = self._compile(path, meta, key)
             except SealserveError as error:
                 refused[key] = error
-                self._log.warning(
-                    "signature_refused", path=str(path), signature=key, **error.to_dict()
-                )
-        if not compiled:
-            if len(refused) == 1:
-                raise next(iter(refused.values()))
-            reasons = "; ".join(f"{key}: {error.message}" for key, error in refused.items())
-            raise InputError(
-                "servable.no_signature",
-                f"the model has no signature that can be served. {reasons}".strip(),
-                where=str(path),
-            )
         # Copies: a message inside another keeps all of it in memory, weights included.
         definitions = {
             key: graph_pb2.SignatureDef.FromString(wire.SerializeToString())
             for key, wire in meta.signature_def.items()
         }
-        return _OpenVinoModel(
-            definitions, compiled, {key: error.message for key, error in refused.items()}
-        )
+        return _OpenVinoModel(definitions, compiled, refused)
 
     def _compile(self, path: Path, meta: graph_pb2.MetaGraphDef, key: str) -> _Compiled:
         wire = meta.signature_def[key]
@@ -247,7 +238,7 @@ class _OpenVinoModel(Model):
         self,
         definitions: Mapping[str, graph_pb2.SignatureDef],
         compiled: dict[str, _Compiled],
-        refused: Mapping[str, str],
+        refused: Mapping[str, SealserveError],
     ) -> None:
         self.definitions = definitions
         self.signatures = {key: each.signature for key, each in compiled.items()}
