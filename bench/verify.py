@@ -1,5 +1,9 @@
 """How long it takes to judge one quote: each verifier, both together, and the appraisal.
 
+And what that does to the rest of a process: how late a thread wakes up that
+sleeps two milliseconds at a time, while eight others have forged quotes
+refused as fast as they can, which is what a flooded broker does.
+
 All of it in one process and one run, in turns, so that the ratios hold even
 where the milliseconds do not; processor time leaves out what a busy machine
 took away. Real quotes are used where the published test
@@ -11,8 +15,10 @@ Example: .venv/bin/python bench/verify.py --rounds 500
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -25,6 +31,7 @@ from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.library import LibraryVerifier
 from sealserve.attestation.reference import ReferenceVerifier
 from sealserve.attestation.verifier import Verifier
+from sealserve.errors import SealserveError
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import report_of
 from sealserve.tdx.eventlog import RuntimeEvent, replay
@@ -36,6 +43,8 @@ REAL = (
     ("real, version 4", "dcap-qvl/tdx_quote", datetime(2025, 7, 1, tzinfo=UTC)),
     ("real, version 5", "dcap-qvl/tdx_quote_td15ex", datetime(2026, 10, 20, tzinfo=UTC)),
 )
+THREADS = 8  # as many as a broker has
+NAP = 0.002
 EVENTS = (
     RuntimeEvent("broker", bytes(32)),
     RuntimeEvent("volume", bytes(48)),
@@ -47,7 +56,9 @@ def main() -> None:
     """Measure and print one table for each kind of quote."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=500)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--seconds", type=float, default=5, help="of each flood")
+    options = parser.parse_args()
+    rounds = options.rounds
     now = datetime.now(UTC)
     platform = SimulatedPlatform.new(now)
     anchor = Anchor.simulation(platform.pki.root_der)
@@ -60,6 +71,59 @@ def main() -> None:
         if path.exists():
             documents = path.with_name(f"{path.name}_collateral.json").read_bytes()
             _report(name, path.read_bytes(), documents, INTEL, day, rounds)
+
+    print("a thread beside verifications")
+    _flood(platform, Collateral.from_json(collateral), anchor, now, options.seconds)
+
+
+def _flood(
+    platform: SimulatedPlatform,
+    collateral: Collateral,
+    anchor: Anchor,
+    now: datetime,
+    seconds: float,
+) -> None:
+    forged = bytearray(platform.quote(report_of()))
+    forged[636] ^= 1  # in the signature: all certificates are checked before it
+    one = Verifier(anchor)
+    for name, verifiers in (
+        ("nothing beside it", []),
+        ("one verifier, 8 threads", [one] * THREADS),
+        ("8 verifiers, 8 threads", [Verifier(anchor) for _ in range(THREADS)]),
+    ):
+        done = threading.Event()
+        refused = [0] * THREADS
+
+        def work(number: int, verifier: Verifier, done: threading.Event, count: list[int]) -> None:
+            while not done.is_set():
+                with contextlib.suppress(SealserveError):
+                    verifier.verify(bytes(forged), collateral, now)
+                count[number] += 1
+
+        threads = [
+            threading.Thread(target=work, args=(number, verifier, done, refused))
+            for number, verifier in enumerate(verifiers)
+        ]
+        for thread in threads:
+            thread.start()
+        late = _lateness(seconds)
+        done.set()
+        for thread in threads:
+            thread.join()
+        cuts = statistics.quantiles(late, n=100)
+        print(
+            f"  {name:<24} p50 {cuts[49] * 1e3:6.2f} ms   p99 {cuts[98] * 1e3:6.2f} ms late   "
+            f"{sum(refused) / seconds:5.0f} quotes refused a second"
+        )
+
+
+def _lateness(seconds: float) -> list[float]:
+    late = []
+    end = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        time.sleep(NAP)
+        late.append(time.perf_counter() - start - NAP)
+    return late
 
 
 def _report(

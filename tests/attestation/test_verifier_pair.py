@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
@@ -160,6 +162,37 @@ def test_an_interrupt_is_no_panic() -> None:
     first._library = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         first.verify(GOOD, collateral(), NOW)
+
+
+def test_threads_take_turns_and_a_refusal_ends_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Verifier(verifier().anchor)
+    inside, most = [], []
+    honest = LibraryVerifier.judge
+
+    def judge(self: LibraryVerifier, evidence: admission.Evidence) -> VerifiedTd:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.002)  # another thread would come in now, if it could
+        try:
+            return honest(self, evidence)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(LibraryVerifier, "judge", judge)
+    forged = bytearray(GOOD)
+    forged[700] ^= 1
+    documents = collateral()
+
+    def ask(number: int) -> str:
+        try:
+            return one.verify(bytes(forged) if number % 2 else GOOD, documents, NOW).tcb_status
+        except SealserveError as error:
+            return error.code
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(12)))
+    assert answers == ["UpToDate", "qe.key_binding"] * 6
+    assert most == [1] * 12
 
 
 @pytest.mark.parametrize("kind", [LibraryVerifier, ReferenceVerifier, Verifier])
