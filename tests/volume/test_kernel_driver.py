@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from sealserve.errors import InputError, Refused, Unavailable
+from sealserve.errors import InputError, Unavailable
 from sealserve.volume.drivers import driver_named
 from sealserve.volume.kernel_driver import KernelDriver
 from sealserve.volume.mount import mount_sealed
 from tests.volume.conftest import Sealed
-from tests.volume.headers import CRAFTED
 
 # The loop device is detached as soon as dm-verity stands on it, and goes with it.
 OPENING = ["losetup", "veritysetup open", "losetup", "cryptsetup open"]
@@ -151,25 +150,6 @@ def test_a_failure_half_way_is_undone(
     assert kernel.up == []
     reached = OPENING[: OPENING.index(fail_at) + 1]
     assert steps(kernel.commands)[: len(reached)] == reached
-
-
-@pytest.mark.parametrize("name", CRAFTED)
-def test_cryptsetup_never_sees_another_header(
-    sealed: Sealed, mapper: Path, tmp_path: Path, name: str
-) -> None:
-    """Even if verity let it through."""
-    with sealed.path.open("rb") as file:
-        area = CRAFTED[name](file.read(sealed.record.header.size))
-    hostile = tmp_path / "hostile"
-    hostile.write_bytes(area.ljust(sealed.record.header.size, b"\0"))
-    kernel = Kernel(mapper, hostile)
-    with pytest.raises(Refused) as caught:
-        KernelDriver(kernel, mapper_directory=mapper).open(
-            sealed.path, sealed.record, sealed.key, tmp_path
-        )
-    assert caught.value.code == "volume.header_mismatch"
-    assert "cryptsetup open" not in steps(kernel.commands)
-    assert kernel.up == []
 
 
 def test_where_device_mapper_is_missing_it_says_so(sealed: Sealed, tmp_path: Path) -> None:
