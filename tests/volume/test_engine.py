@@ -49,46 +49,6 @@ def test_any_slice(opened: SealedView, plain: bytes, offset: int, size: int) -> 
     assert opened.pread(offset, size) == plain[offset : offset + size]
 
 
-def test_a_flipped_bit_is_never_a_wrong_byte(copy: Path, sealed: Sealed, plain: bytes) -> None:
-    """In the header area, in the data and in the tree, at random places and at the edges."""
-    record = sealed.record
-    dice = random.Random(4711)
-    areas = [
-        (0, record.header.size),
-        (record.segment_offset, record.verity.hash_offset),
-        (record.verity.hash_offset, record.file_size),
-    ]
-    for begin, end in areas:
-        places = [begin, end - 1, *(dice.randrange(begin, end) for _ in range(40))]
-        for place in places:
-            bit = dice.randrange(8)
-            flip(copy, place, bit)
-            _assert_refused_or_right(copy, sealed, plain, place)
-            flip(copy, place, bit)
-    with copy.open("rb") as file:
-        verify_file(file.fileno(), record)
-
-
-def _assert_refused_or_right(path: Path, sealed: Sealed, plain: bytes, place: int) -> None:
-    """Either nothing opens, or exactly the block with the flip cannot be read."""
-    record = sealed.record
-    with path.open("rb") as file, pytest.raises(Refused):
-        verify_file(file.fileno(), record)
-    inside = record.segment_offset <= place < record.verity.hash_offset
-    if not inside:
-        with pytest.raises(Refused), view_of(path, sealed):
-            pass
-        return
-    at = (place - record.segment_offset) // 4096 * 4096
-    with view_of(path, sealed) as view:
-        with pytest.raises(Refused) as caught:
-            view.pread(at, 1)
-        assert caught.value.code == "volume.block_mismatch"
-        if at:
-            assert view.pread(at - 4096, 4096) == plain[at - 4096 : at]
-        assert view.pread(at + 4096, 4096) == plain[at + 4096 : at + 8192]
-
-
 def test_a_change_after_the_check_is_noticed(copy: Path, sealed: Sealed) -> None:
     with view_of(copy, sealed) as view:
         flip(copy, sealed.record.segment_offset + 8192)

@@ -211,7 +211,7 @@ def test_a_header_swapped_after_the_check_is_not_the_one_used(
     put(victim, head)
 
     def swap_and_parse(*args: Any, **kwargs: Any) -> luks2.Header:
-        put(victim, CRAFTED["attacker's volume key"](head), len(head))
+        put(victim, CRAFTED["attacker's volume key"](head))
         return parse_header(*args, **kwargs)
 
     monkeypatch.setattr(engine, "parse_header", swap_and_parse)
