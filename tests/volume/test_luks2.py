@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sealserve.errors import Refused
 from sealserve.volume import luks2
 from sealserve.volume.luks2 import Header, Layout, parse_header, unlock
+from tests.soak import times
 from tests.volume.conftest import KEY, Sealed, tool
+from tests.volume.header_mutants import mutants
 from tests.volume.headers import CRAFTED, metadata, with_text
 
 MIB = 1 << 20
@@ -145,45 +150,85 @@ def test_every_layout_of_cryptsetups(tmp_path: Path, kib: int, sector_size: int)
             parse_header(wrong, uuid=uuid, layout=replace(layout, segment_offset=len(wrong)))
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_mutants_raise_only_our_error(area: bytes, sealed: Sealed, data: st.DataObject) -> None:
-    """Splices into the JSON text, checksums made right: accepted only if nothing was changed."""
-    text = json.dumps(metadata(area)).encode()
-    at = data.draw(st.integers(0, len(text)))
-    cut = data.draw(st.integers(0, 40))
-    put = data.draw(st.one_of(st.binary(max_size=12), st.sampled_from(_PIECES)))
-    mutant = text[:at] + put + text[at + cut :]
-    _accepted_only_if_equal(with_text(area, mutant[:12288]), area, sealed)
+SLOT_BYTES = 258_048
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, 0x8000 - 1), st.binary(min_size=1, max_size=8))
-def test_changed_bytes_raise_only_our_error(
-    area: bytes, sealed: Sealed, at: int, put: bytes
+def _small(area: bytes, metadata_size: int) -> tuple[bytes, Layout]:
+    """The same header with no room behind its keyslot, and copies of any size."""
+    layout = Layout(2 * metadata_size + SLOT_BYTES, 4096, metadata_size)
+    root = metadata(area)
+    root["config"] = {"json_size": str(metadata_size - 4096), "keyslots_size": str(SLOT_BYTES)}
+    root["segments"]["0"]["offset"] = str(layout.segment_offset)
+    root["keyslots"]["0"]["area"]["offset"] = str(2 * metadata_size)
+    copies = bytearray()
+    for at in (0, metadata_size):
+        binary = bytearray(area[:4096] if at == 0 else area[0x4000 : 0x4000 + 4096])
+        binary[8:16] = metadata_size.to_bytes(8, "big")
+        binary[256:264] = at.to_bytes(8, "big")
+        binary[448:512] = bytes(64)
+        text = json.dumps(root).encode().ljust(metadata_size - 4096, b"\0")
+        binary[448:480] = hashlib.sha256(bytes(binary) + text).digest()
+        copies += binary + text
+    return bytes(copies) + area[0x8000 : 0x8000 + SLOT_BYTES], layout
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("metadata_size", "share"), [(0x4000, 0.98), (0x400000, 0.02)], ids=["16k", "4m"]
+)
+def test_mutants_raise_only_our_error(
+    area: bytes, sealed: Sealed, no_derivation: None, metadata_size: int, share: float
 ) -> None:
-    mutant = bytearray(area)
-    mutant[at : at + len(put)] = put
-    _accepted_only_if_equal(bytes(mutant[: len(area)]), area, sealed)
+    """Within 100 MB and half a second of computing each; accepted only if nothing counts."""
+    base, layout = _small(area, metadata_size)
+    expected = parse_header(base, uuid=sealed.record.uuid, layout=layout)
+    number, seed = int(times(100_000, 2_000) * share), random.randrange(1 << 32)
+    stream = mutants(base, metadata_size, seed)
+    outcomes = {"refused": 0, "accepted": 0}
+    for count in range(number):
+        mutant = next(stream)
+        try:
+            with _half_a_second_and_100_mb():
+                header = parse_header(mutant, uuid=sealed.record.uuid, layout=layout)
+        except Refused as error:
+            refusal = error.code
+        except BaseException as error:
+            raise AssertionError(f"mutant {count} of seed {seed}: {error!r}") from error
+        else:
+            _accepted_only_if_equal(header, expected)
+            refusal = "accepted"
+        assert refusal in ("accepted", "volume.header_refused")
+        outcomes["accepted" if refusal == "accepted" else "refused"] += 1
+    assert outcomes["refused"] > number * 0.9
 
 
-_PIECES = [b"{}", b"[]", b'"0"', b"null", b"true", b"1e9", b"-1", b"9" * 30, b'":', b"\\ud800"]
+@contextmanager
+def _half_a_second_and_100_mb() -> Iterator[None]:
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + 100_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (most, limit[1]))
+    before = signal.signal(signal.SIGVTALRM, _too_long)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def _too_long(*_: object) -> NoReturn:
+    raise TimeoutError("half a second of computing")
+
+
 _FREE = ("slot", "digest_iterations", "digest_salt", "digest")
 
 
-def _accepted_only_if_equal(mutant: bytes, area: bytes, sealed: Sealed) -> None:
-    refusal = ""
-    try:
-        header = parse(mutant, sealed)
-    except Refused as error:
-        refusal = error.code
-    if refusal:
-        assert refusal == "volume.header_refused"
-        return
-    # What the whitelist leaves open are bounded derivation costs and random values.
-    expected = parse(area, sealed)
+def _accepted_only_if_equal(header: Header, expected: Header) -> None:
+    """What the whitelist leaves open are bounded derivation costs and random values."""
     fixed = {k: v for k, v in vars(header).items() if k not in _FREE}
     assert fixed == {k: v for k, v in vars(expected).items() if k not in _FREE}
     assert 1000 <= header.digest_iterations <= 10_000_000
-    assert header.slot.iterations <= 10_000_000
+    assert 1000 <= header.slot.iterations <= 10_000_000
     assert len(header.slot.salt) == len(header.digest_salt) == len(header.digest) == 32
