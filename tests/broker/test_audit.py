@@ -6,8 +6,6 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +13,7 @@ from sealserve.broker.audit import GENESIS, AuditLog
 from sealserve.broker.config import StoreConfig
 from sealserve.broker.directory import Broker
 from sealserve.broker.store import Store
-from sealserve.errors import Refused, Unavailable
+from sealserve.errors import Refused
 
 _LINES = 7
 
@@ -176,25 +174,3 @@ def test_a_line_is_part_of_the_transaction_it_speaks_of(broker: Broker) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert broker.audit.verify().count == 0
-
-
-def test_an_export_holds_the_exact_lines(log: AuditLog, tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
-    assert log.export(path) == _LINES
-    lines = path.read_text().splitlines()
-    assert lines == list(log.lines())
-    previous = GENESIS
-    for line in lines:
-        assert json.loads(line)["previous"] == previous
-        previous = hashlib.sha256(line.encode()).hexdigest()
-
-
-@pytest.mark.parametrize("place", [lambda p: p / "absent" / "a.jsonl", lambda p: p])
-def test_an_export_to_nowhere_leaves_nothing(
-    log: AuditLog, tmp_path: Path, place: Callable[[Path], Path]
-) -> None:
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(Unavailable) as caught:
-        log.export(place(tmp_path))
-    assert caught.value.code == "file.unwritable"
-    assert sorted(tmp_path.iterdir()) == before

@@ -147,7 +147,34 @@ def test_from_an_empty_place_to_a_listed_secret(owner: Owner, tmp_path: Path) ->
     assert result_of("audit", "verify", "--broker", owner.broker)["lines"] == 2
     export = tmp_path / "audit.jsonl"
     assert result_of("audit", "export", export, "--broker", owner.broker)["lines"] == 2
-    assert len(export.read_text().splitlines()) == 2
+    identity = owner.broker / "broker.json"
+    offline = ("audit", "verify", "--export", export, "--identity", identity)
+    whole = result_of(*offline)
+    assert (whole["lines"], whole["checkpoints"]) == (2, 1)
+    head = f"{whole['lines']}:{whole['head']}"
+    assert result_of(*offline, "--expect-head", head) == whole
+    assert result_of("audit", "verify", "--broker", owner.broker, "--expect-head", head)["whole"]
+    result_of(*owner.put())
+    later = tmp_path / "later.jsonl"
+    result_of("audit", "export", later, "--broker", owner.broker)
+    forward = ("audit", "verify", "--export", later, "--identity", identity, "--earlier", export)
+    backward = ("audit", "verify", "--export", export, "--identity", identity, "--earlier", later)
+    assert result_of(*forward)["lines"] == 3
+    assert refusal_of(*backward) == (3, "audit.truncated")
+
+
+def test_what_verify_cannot_be_asked(owner: Owner, tmp_path: Path) -> None:
+    cases: dict[str, tuple[str | Path, ...]] = {
+        "audit.which_log": (),
+        "audit.options_mismatch": ("--export", tmp_path / "e"),
+        "audit.head_malformed": ("--broker", owner.broker, "--expect-head", "7"),
+    }
+    for code, options in cases.items():
+        assert refusal_of("audit", "verify", *options) == (2, code)
+    both = ("audit", "verify", "--broker", owner.broker, "--export", tmp_path / "e")
+    assert refusal_of(*both) == (2, "audit.which_log")
+    mixed = ("audit", "verify", "--broker", owner.broker, "--earlier", tmp_path / "e")
+    assert refusal_of(*mixed) == (2, "audit.options_mismatch")
 
 
 def test_the_same_in_sentences(owner: Owner) -> None:

@@ -122,7 +122,20 @@ class LimitsConfig(_Section):
 
 
 class AuditConfig(_Section):
-    """The audit chain."""
+    """The audit chain, and how often the broker signs where it stands."""
+
+    checkpoint_lines: Annotated[
+        int, Field(ge=1, le=1_000_000, description="Sign after so many lines.")
+    ] = 1000
+    checkpoint_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=86_400,
+            description="Sign after so long, if there are new lines. What is cut off after the"
+            " last signature shows only against a head that was kept elsewhere.",
+        ),
+    ] = 300
 
 
 class TelemetryConfig(_Section):

@@ -20,14 +20,17 @@ import base64
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from sealserve.attestation import policy_file
 from sealserve.attestation.sealing import HpkeKey, generate_key
 from sealserve.broker import audit, config
+from sealserve.broker.checkpoints import Signer
 from sealserve.broker.config import BrokerConfig, StoreConfig
 from sealserve.broker.deposit import open_deposit
 from sealserve.broker.identity import NAME_PATTERN, BrokerIdentity, make_tls_identity
@@ -46,6 +49,7 @@ _KEK: Final = "kek"
 _IDENTITY: Final = "broker.json"
 _TLS_KEY: Final = "broker/tls"
 _DEPOSIT_KEY: Final = "broker/deposit"
+_AUDIT_KEY: Final = "broker/audit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,11 @@ class Broker:
     @property
     def audit(self) -> audit.AuditLog:
         """The audit chain."""
-        return audit.AuditLog(self.store)
+        return audit.AuditLog(self.store, self.identity)
+
+    def audit_signer(self) -> Signer:
+        """Signs statements about the audit chain."""
+        return Signer(self.identity, self.store.broker_key(_AUDIT_KEY, self.kek))
 
     def tls_private_key(self) -> bytes:
         """The TLS private key, PEM, for gRPC to hold in memory."""
@@ -193,17 +201,23 @@ def create(
             hint="use up to 64 letters, digits, spaces, '.', '_' and '-'",
         )
     tls_key, certificate = make_tls_identity(name, hosts)
-    deposit_key = generate_key()
+    deposit_key, audit_key = generate_key(), Ed25519PrivateKey.generate()
     identity = BrokerIdentity(
         name=name,
         certificate=certificate,
         deposit_key=base64.b64encode(deposit_key.public).decode(),
+        audit_key=base64.b64encode(audit_key.public_key().public_bytes_raw()).decode(),
     )
+    private = {
+        _TLS_KEY: tls_key,
+        _DEPOSIT_KEY: deposit_key.private_bytes(),
+        _AUDIT_KEY: audit_key.private_bytes_raw(),
+    }
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
-            _fill(scratch, identity, chosen or BrokerConfig(), tls_key, deposit_key)
+            _fill(scratch, identity, chosen or BrokerConfig(), private)
             scratch.rename(root)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -231,7 +245,10 @@ def open_broker(root: Path) -> Broker:
     identity, chosen, store = open_without_kek(root)
     try:
         broker = Broker(root, chosen, identity, KeyEncryptionKey.load(root / _KEK), store)
-        if broker._deposit_key().public != identity.deposit_public_key:
+        if (
+            broker._deposit_key().public != identity.deposit_public_key
+            or broker.audit_signer().public != identity.audit_public_key
+        ):
             raise Refused(
                 "broker.key_mismatch",
                 "broker.json and the database belong to different brokers",
@@ -279,11 +296,7 @@ def _require_database(root: Path, store: StoreConfig) -> None:
 
 
 def _fill(
-    scratch: Path,
-    identity: BrokerIdentity,
-    chosen: BrokerConfig,
-    tls_key: bytes,
-    deposit_key: HpkeKey,
+    scratch: Path, identity: BrokerIdentity, chosen: BrokerConfig, private: Mapping[str, bytes]
 ) -> None:
     write_atomically(scratch / config.CONFIG_FILE, config.render(chosen))
     write_atomically(scratch / _IDENTITY, identity.to_json())
@@ -298,8 +311,7 @@ def _fill(
                 hint="for a replica copy the first broker's kek, broker.json and broker.yaml;"
                 " for a new broker, or after an interrupted `init`, give an empty database",
             )
-        keys = {_TLS_KEY: tls_key, _DEPOSIT_KEY: deposit_key.private_bytes()}
-        store.put_broker_keys(keys, kek)
+        store.put_broker_keys(private, kek)
     finally:
         store.close()
     sync_path(scratch)

@@ -23,7 +23,7 @@ from typing import Annotated, Final, Literal
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from sealserve.attestation.sealing import PUBLIC_KEY_BYTES
 from sealserve.certificates import key_pem, server_certificate
@@ -41,6 +41,7 @@ SERVER_NAME: Final = "broker.sealserve.internal"
 _LIFETIME: Final = timedelta(days=5 * 365)
 _MAX_BYTES: Final = 16 * 1024
 _MAX_HOSTS: Final = 16
+_AUDIT_KEY_BYTES: Final = 32
 
 
 class BrokerIdentity(BaseModel):
@@ -51,6 +52,7 @@ class BrokerIdentity(BaseModel):
         name: the broker's name, for people.
         certificate: its TLS certificate, PEM.
         deposit_key: its HPKE public key for deposits, base64 of 1216 bytes.
+        audit_key: its Ed25519 public key for audit checkpoints, base64 of 32 bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
@@ -59,6 +61,7 @@ class BrokerIdentity(BaseModel):
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     certificate: str
     deposit_key: str
+    audit_key: str
 
     @field_validator("certificate")
     @classmethod
@@ -75,15 +78,16 @@ class BrokerIdentity(BaseModel):
             raise ValueError(f"does not name {SERVER_NAME}")
         return pem
 
-    @field_validator("deposit_key")
+    @field_validator("deposit_key", "audit_key")
     @classmethod
-    def _right_size(cls, text: str) -> str:
+    def _right_size(cls, text: str, info: ValidationInfo) -> str:
+        wanted = PUBLIC_KEY_BYTES if info.field_name == "deposit_key" else _AUDIT_KEY_BYTES
         try:
             size = len(base64.b64decode(text, validate=True))
         except (binascii.Error, ValueError):
             raise ValueError("is not base64") from None
-        if size != PUBLIC_KEY_BYTES:
-            raise ValueError(f"has {size} bytes instead of {PUBLIC_KEY_BYTES}")
+        if size != wanted:
+            raise ValueError(f"has {size} bytes instead of {wanted}")
         return text
 
     @classmethod
@@ -144,6 +148,11 @@ class BrokerIdentity(BaseModel):
     def deposit_public_key(self) -> bytes:
         """The HPKE public key for deposits, 1216 bytes."""
         return base64.b64decode(self.deposit_key)
+
+    @cached_property
+    def audit_public_key(self) -> bytes:
+        """The Ed25519 public key that checks audit checkpoints, 32 bytes."""
+        return base64.b64decode(self.audit_key)
 
 
 def make_tls_identity(name: str, hosts: Sequence[str]) -> tuple[bytes, str]:

@@ -2,7 +2,7 @@
 
 Rules this module keeps: one anchor, chosen here and nowhere else; under a
 simulation anchor every log line says SIMULATION; on SIGTERM or SIGINT calls in
-flight finish, and the database is closed last.
+flight finish, the audit chain gets its checkpoint, and the database is closed last.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from sealserve.address import Address
 from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.challenges import ChallengeTable
+from sealserve.broker.checkpointer import Checkpointer
 from sealserve.broker.collateral_file import CollateralFile
 from sealserve.broker.directory import open_broker
 from sealserve.broker.release import KeyRelease
@@ -61,7 +62,11 @@ def serve(options: ServeOptions) -> None:
     forbid_core_dumps()
     anchor = Anchor.load(options.simulation_anchor)
     log = make_log(program="sealserve broker", anchor=anchor.name)
-    with StopSignals() as stopping, open_broker(options.root) as broker:
+    with (
+        StopSignals() as stopping,
+        open_broker(options.root) as broker,
+        Checkpointer(broker.audit, broker.audit_signer(), broker.config.audit, log),
+    ):
         decide = KeyRelease(
             broker,
             Verifier(anchor, require_both=options.require_both),

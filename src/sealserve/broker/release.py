@@ -197,6 +197,7 @@ class KeyRelease:
             case.facts["quote_sha256"] = quote.signed_digest.hex()
             collateral = self._collateral.current()
             case.facts["collateral_evaluation"] = collateral.evaluation_number
+            case.facts["collateral_qe_evaluation"] = collateral.qe_evaluation_number
             with self._observer.step("verify"):
                 td = self._verifier.verify(case.request.quote, collateral, case.now)
         except (InputError, Refused) as error:

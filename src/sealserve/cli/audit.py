@@ -46,19 +46,82 @@ def show(
 
 
 @app.command()
-def verify(broker: _Broker, json: JsonFlag = False) -> None:
+def verify(
+    broker: Annotated[
+        Path | None, typer.Option("--broker", help="The broker's directory.", metavar="DIR")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Check this export instead, offline.")
+    ] = None,
+    identity: Annotated[
+        Path | None,
+        typer.Option("--identity", help="With --export: the broker's public broker.json."),
+    ] = None,
+    expect_head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT:SHA256",
+            help="A head that you have seen before: the log must still hold it.",
+        ),
+    ] = None,
+    earlier: Annotated[
+        Path | None,
+        typer.Option(help="With --export: an earlier export, which this one must continue."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
     """Check that no line was changed, removed, reordered or cut off.
 
-    Example: sealserve audit verify --broker DIR
-    """
-    from sealserve.broker.directory import open_broker
+    An export is checked with the broker's public document alone. That an older
+    export, or an older state of the database, stands in the place of the present
+    one shows only with --expect-head or --earlier: keep the head that is printed.
 
-    with open_broker(broker) as opened:
-        head = opened.audit.verify()
+    Example: sealserve audit verify --export audit.jsonl --identity broker.json
+    """
+    from sealserve.broker.audit_chain import ChainHead
+    from sealserve.errors import InputError
+
+    expected = ChainHead.parse(expect_head, where="--expect-head") if expect_head else None
+    if (broker is None) == (export is None):
+        raise InputError(
+            "audit.which_log",
+            "name a broker's directory or an export, one of them",
+            where="--broker, --export",
+        )
+    if export is not None and identity is not None:
+        from sealserve.broker.audit_export import verify_file
+        from sealserve.broker.identity import BrokerIdentity
+
+        known = BrokerIdentity.load(identity)
+        found = verify_file(export, known, expect=expected)
+        if earlier is not None:
+            before = verify_file(earlier, known)
+            found = verify_file(export, known, expect=before.head)
+        result, head = found.to_dict(), found.head
+    elif broker is not None and earlier is None and identity is None:
+        from sealserve.broker.directory import open_broker
+
+        with open_broker(broker) as opened:
+            head = opened.audit.verify(expected)
+            marks = opened.audit.checkpoints()
+        result = {
+            "whole": True,
+            "lines": head.count,
+            "head": head.sha256,
+            "checkpoints": len(marks),
+            "signed": marks[-1].time if marks else None,
+        }
+    else:
+        raise InputError(
+            "audit.options_mismatch",
+            "--export needs --identity; --earlier and --identity are for --export",
+            where="--export, --identity, --earlier",
+        )
     emit(
-        {"whole": True, "lines": head.count, "head": head.sha256},
+        result,
         as_json=json,
-        text=f"the chain is whole: {head.count} lines, head {head.sha256}",
+        text=f"the chain is whole: {head.count} lines, {result['checkpoints']} checkpoint(s),"
+        f" last signed {result['signed'] or 'never'}\nhead {head}",
     )
 
 
@@ -68,13 +131,16 @@ def export(
     broker: _Broker,
     json: JsonFlag = False,
 ) -> None:
-    """Check the chain, then write all its lines to a file.
+    """Check the chain, sign where it ends, and write its lines and checkpoints to a file.
 
     Example: sealserve audit export audit-2026.jsonl --broker DIR
     """
     from sealserve.broker.directory import open_broker
 
     with open_broker(broker) as opened:
-        opened.audit.verify()
-        count = opened.audit.export(file)
-    emit({"file": str(file), "lines": count}, as_json=json, text=f"wrote {count} lines to {file}")
+        head = opened.audit.export(file, opened.audit_signer())
+    emit(
+        {"file": str(file), "lines": head.count, "head": head.sha256},
+        as_json=json,
+        text=f"wrote {head.count} lines to {file}\nhead {head}",
+    )
