@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuzz.engines import ENGINES, SECONDS_PER_INPUT, default_engine
-from fuzz.targets import TARGETS, WORLD_VARIABLE, feed
+from fuzz.targets import TARGETS, feed
+from fuzz.world import WORLD_VARIABLE
 
 __all__ = ["Outcome", "fuzz", "main"]
 

@@ -5,44 +5,37 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fuzz.world import patched, world
 from sealserve.attestation import cbor, policy_file
-from sealserve.attestation.anchor import Anchor
 from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.collateral_check import check_signatures
 from sealserve.attestation.collateral_fetch import read_crl, read_signed
 from sealserve.attestation.collateral_store import decode_bundle, encode_bundle
 from sealserve.attestation.policy import MaskedValue, RequiredEvent
 from sealserve.attestation.policy_diff import diff
-from sealserve.attestation.reference import ReferenceVerifier
+from sealserve.attestation.ratls import check_certificate
 from sealserve.attestation.reference.documents import read_qe_identity, read_tcb_info
 from sealserve.attestation.reference.pck import SGX_EXTENSION, read_platform
 from sealserve.attestation.verified import differences
-from sealserve.attestation.verifier import Verifier
 from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.simulator.der import PckExtension
 from sealserve.simulator.pccs import answer
-from sealserve.simulator.pki import TestPki
-from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import report_of
-from sealserve.tdx import ccel, hcl, qgs
+from sealserve.tdx import ccel, dstack, hcl, qgs, tpm
 from sealserve.tdx.eventlog import RuntimeEvent, decode_log, encode_log
-from sealserve.tdx.quote import MAX_QUOTE_BYTES, parse_quote
+from sealserve.tdx.evidence import AzureEvidence, PassingTrouble, decode_azure
+from sealserve.tdx.quote import MAX_QUOTE_BYTES, parse_quote, quote_of_file
 from sealserve.tdx.signature_data import split_signature_data
 
-__all__ = ["TARGETS", "WORLD_VARIABLE", "Target", "feed"]
-
-WORLD_VARIABLE = "FUZZ_WORLD"
+__all__ = ["TARGETS", "Target", "feed"]
 
 _REFUSALS = (InputError, Refused, Unavailable)
 
@@ -77,76 +70,6 @@ def _promised(holds: bool) -> None:
         raise AssertionError("what was accepted breaks a promise")
 
 
-# --- what to begin with: a simulated platform and its papers -------------------
-
-
-@dataclass(frozen=True)
-class _World:
-    platform: SimulatedPlatform
-    now: datetime
-    quotes: tuple[bytes, ...]
-    collateral: Collateral
-    primary: Verifier
-    second: ReferenceVerifier
-
-    @property
-    def anchor(self) -> Anchor:
-        return self.primary.anchor
-
-
-@functools.cache
-def _world() -> _World:
-    """The one in the file that ``FUZZ_WORLD`` names, where a run and its repetition meet."""
-    document = json.loads(_world_file() or _new_world())
-    platform = SimulatedPlatform(TestPki.from_json(document["pki"].encode()))
-    anchor = Anchor.simulation(platform.pki.root_der)
-    return _World(
-        platform=platform,
-        now=datetime.fromisoformat(document["now"]),
-        quotes=tuple(bytes.fromhex(quote) for quote in document["quotes"]),
-        collateral=Collateral.from_json(document["collateral"].encode()),
-        primary=Verifier(anchor),
-        second=ReferenceVerifier(anchor),
-    )
-
-
-def _world_file() -> str | None:
-    path = os.environ.get(WORLD_VARIABLE)
-    if path is None:
-        return None
-    file = Path(path)
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(_new_world())
-    return file.read_text()
-
-
-def _new_world() -> str:
-    now = datetime.now(UTC).replace(microsecond=0)
-    platform = SimulatedPlatform.new(now)
-    quotes = [platform.quote(report_of(), body_type=kind).hex() for kind in (None, 2, 3, 4)]
-    return json.dumps(
-        {
-            "pki": platform.pki.to_json().decode(),
-            "now": now.isoformat(),
-            "quotes": quotes,
-            "collateral": platform.collateral(now - timedelta(hours=1)).decode(),
-        }
-    )
-
-
-def _patched(original: bytes, patches: bytes) -> bytes:
-    """The original with bytes replaced: each patch is a place (u16) and a value.
-
-    So an input of three bytes reaches behind every check of length and framing.
-    """
-    changed = bytearray(original)
-    for at in range(0, len(patches) - 2, 3):
-        place, value = struct.unpack_from("<HB", patches, at)
-        changed[place % len(changed)] = value
-    return bytes(changed)
-
-
 # --- quotes --------------------------------------------------------------------
 
 
@@ -160,28 +83,28 @@ def _quote(data: bytes) -> None:
 
 def _verifier(data: bytes) -> None:
     """Both verifiers say the same of a quote with some bytes replaced, and never something new."""
-    world = _world()
-    original = world.quotes[data[0] % len(world.quotes)] if data else world.quotes[0]
-    _judge(_patched(original, data[1:]), world.collateral, original)
+    here = world()
+    original = here.quotes[data[0] % len(here.quotes)] if data else here.quotes[0]
+    _judge(patched(original, data[1:]), here.collateral, original)
 
 
 def _verifier_collateral(data: bytes) -> None:
     """The same with some bytes of the collateral replaced."""
-    world = _world()
-    names = sorted(world.collateral.parts)
+    here = world()
+    names = sorted(here.collateral.parts)
     name = names[data[0] % len(names)] if data else names[0]
-    part = _patched(world.collateral.parts[name].encode(), data[1:]).decode("latin-1")
-    changed = json.dumps({**world.collateral.parts, name: part})
-    _judge(world.quotes[0], Collateral.from_json(changed.encode()), world.quotes[0])
+    part = patched(here.collateral.parts[name].encode(), data[1:]).decode("latin-1")
+    changed = json.dumps({**here.collateral.parts, name: part})
+    _judge(here.quotes[0], Collateral.from_json(changed.encode()), here.quotes[0])
 
 
 def _judge(quote: bytes, collateral: Collateral, original: bytes) -> None:
-    world = _world()
+    here = world()
     facts = []
     refusals = []
-    for verifier in (world.primary, world.second):
+    for verifier in (here.primary, here.second):
         try:
-            facts.append(verifier.verify(quote, collateral, world.now))
+            facts.append(verifier.verify(quote, collateral, here.now))
         except _REFUSALS as error:
             refusals.append(error)
     if facts and refusals:
@@ -199,7 +122,7 @@ def _certificate_key() -> ec.EllipticCurvePrivateKey:
 
 def _pck_extension(data: bytes) -> None:
     name = x509.Name([])
-    now = _world().now
+    now = world().now
     certificate = (
         x509.CertificateBuilder(name, name, _certificate_key().public_key(), 1)
         .not_valid_before(now)
@@ -219,6 +142,27 @@ def _pck_seeds() -> list[bytes]:
     return [full.to_der(), replace(full, pce_svn=1, smt=False).to_der()]
 
 
+def _quote_file(data: bytes) -> None:
+    parse_quote(quote_of_file(data, "here"))
+
+
+def _tls_certificate(data: bytes) -> None:
+    """An attested certificate with some bytes replaced: nothing that is believed changes."""
+    here = world()
+    found = check_certificate(
+        patched(here.certificate, data), here.primary, here.collateral, here.policy, here.now
+    )
+    good = _good_certificate()
+    _promised((found.key_sha384, found.td, found.events) == good)
+
+
+@functools.cache
+def _good_certificate() -> tuple[object, ...]:
+    here = world()
+    good = check_certificate(here.certificate, here.primary, here.collateral, here.policy, here.now)
+    return good.key_sha384, good.td, good.events
+
+
 # --- collateral ----------------------------------------------------------------
 
 
@@ -226,8 +170,8 @@ def _collateral(data: bytes) -> None:
     found = Collateral.from_json(data)
     _promised(Collateral.from_json(found.to_json()) == found)
     _promised(found.begins.tzinfo is not None)
-    check_signatures(found, _world().anchor)
-    _promised(found.parts["tcb_info"] == _world().collateral.parts["tcb_info"])
+    check_signatures(found, world().anchor)
+    _promised(found.parts["tcb_info"] == world().collateral.parts["tcb_info"])
 
 
 def _tcb_info(data: bytes) -> None:
@@ -259,14 +203,14 @@ def _pccs_seeds() -> list[bytes]:
     path = "/tdx/certification/v4/tcb?fmspc="
     return [
         b'{"tcbInfo":{},"signature":""}',
-        answer(_world().collateral, path + _world().collateral.fmspc).body,
+        answer(world().collateral, path + world().collateral.fmspc).body,
     ]
 
 
 def _crl_seeds() -> list[bytes]:
     path = "/sgx/certification/v4/"
     asked = ("pckcrl?ca=platform&encoding=der", "pckcrl?ca=platform", "rootcacrl")
-    return [answer(_world().collateral, path + each).body for each in asked]
+    return [answer(world().collateral, path + each).body for each in asked]
 
 
 # --- policies, CBOR, logs, the guest's own sources -----------------------------
@@ -326,6 +270,45 @@ def _boot_table(data: bytes) -> None:
     ccel.parse_table(data)
 
 
+def _dstack_log(data: bytes) -> None:
+    registers = ccel.replay(dstack.parse_log(data))
+    _promised([len(value) for value in registers] == [48] * 4)
+
+
+def _dstack_seeds() -> list[bytes]:
+    boot = {"imr": 0, "event_type": 4, "digest": "07" * 48, "event": "", "event_payload": "00"}
+    runtime = {**boot, "imr": 3, "event_type": 0x08000001, "digest": "", "event": "app-id"}
+    log = [boot, runtime]
+    reports = [{"event_log": log}, {"quote": "", "event_log": json.dumps(log)}]
+    return [json.dumps(each).encode() for each in reports]
+
+
+def _azure_evidence(data: bytes) -> None:
+    _promised(decode_azure(data).encode() == data)
+
+
+def _tpm_response(data: bytes) -> None:
+    """The same bytes in answer to every command."""
+    index = tpm.NvIndex(lambda _: data, 0x01400001)
+    try:
+        size = index.size()
+        _promised(size is None or 0 <= size < 1 << 16)
+        _promised(len(index.read(2)) == 2)
+    except PassingTrouble:
+        return
+
+
+def _tpm_seeds() -> list[bytes]:
+    public = struct.pack(">IHIHH", 0x01400001, 0x0B, 0x20002, 0, 2)
+    body = struct.pack(">H", len(public)) + public + struct.pack(">H", 34) + bytes(34)
+    read = struct.pack(">IH", 4, 2) + bytes(2) + b"\0\0\1\0\0"
+    return [
+        struct.pack(">HII", 0x8001, 10, 0x922),
+        struct.pack(">HII", 0x8001, 10 + len(body), 0) + body,
+        struct.pack(">HII", 0x8002, 10 + len(read), 0) + read,
+    ]
+
+
 def _qgs_response(data: bytes) -> None:
     _promised(len(qgs.decode_response(data)) <= MAX_QUOTE_BYTES)
 
@@ -363,16 +346,24 @@ def _hcl_runtime_data(data: bytes) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    "quote": Target(_quote, lambda: _world().quotes, 6000),
+    "quote": Target(_quote, lambda: world().quotes, 6000),
+    "quote-file": Target(
+        _quote_file,
+        lambda: [
+            world().quotes[0].hex().encode(),
+            json.dumps({"quote": world().quotes[0].hex()}).encode(),
+            world().quotes[0],
+        ],
+        12288,
+    ),
     "verifier": Target(_verifier, lambda: [b"\0", b"\1", b"\2", b"\3", b"\0\x40\x02\x01"], 64),
     "verifier-collateral": Target(_verifier_collateral, lambda: [bytes([n]) for n in range(9)], 64),
+    "tls-certificate": Target(_tls_certificate, lambda: [b"", b"\x40\x02\x01"], 64),
     "pck-extension": Target(_pck_extension, _pck_seeds, 1024),
-    "collateral": Target(_collateral, lambda: [_world().collateral.to_json()], 16384),
-    "tcb-info": Target(_tcb_info, lambda: [_world().collateral.parts["tcb_info"].encode()]),
-    "qe-identity": Target(
-        _qe_identity, lambda: [_world().collateral.parts["qe_identity"].encode()]
-    ),
-    "bundle": Target(_bundle, lambda: [encode_bundle([_world().collateral])], 16384),
+    "collateral": Target(_collateral, lambda: [world().collateral.to_json()], 16384),
+    "tcb-info": Target(_tcb_info, lambda: [world().collateral.parts["tcb_info"].encode()]),
+    "qe-identity": Target(_qe_identity, lambda: [world().collateral.parts["qe_identity"].encode()]),
+    "bundle": Target(_bundle, lambda: [encode_bundle([world().collateral])], 16384),
     "pccs-answer": Target(_pccs_answer, _pccs_seeds),
     "crl": Target(_crl, _crl_seeds),
     "policy": Target(_policy, _policy_seeds),
@@ -383,6 +374,11 @@ TARGETS: dict[str, Target] = {
     ),
     "boot-log": Target(_boot_log, _boot_log_seeds),
     "boot-table": Target(_boot_table, _boot_table_seeds, 128),
+    "dstack-log": Target(_dstack_log, _dstack_seeds),
+    "azure-evidence": Target(
+        _azure_evidence, lambda: [AzureEvidence(b"quote", b"report").encode()], 1024
+    ),
+    "tpm-response": Target(_tpm_response, _tpm_seeds, 256),
     "qgs-response": Target(_qgs_response, _qgs_seeds, 2048),
     "hcl-report": Target(_hcl_report, _hcl_seeds),
     "hcl-runtime-data": Target(_hcl_runtime_data, _hcl_runtime_seeds),
