@@ -8,10 +8,15 @@ from typing import Final
 
 from sealserve.errors import InternalError
 
-__all__ = ["forbid_core_dumps"]
+__all__ = ["forbid_core_dumps", "lock_memory", "mark_io_flusher"]
 
 # <linux/prctl.h>
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_IO_FLUSHER: Final = 57
+
+# <sys/mman.h>
+_MCL_CURRENT: Final = 1
+_MCL_FUTURE: Final = 2
 
 
 def forbid_core_dumps() -> None:
@@ -24,6 +29,24 @@ def forbid_core_dumps() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def lock_memory() -> bool:
+    """Keep all of this process in memory, as far as its limits allow; whether they did."""
+    return bool(_libc().mlockall(_MCL_CURRENT | _MCL_FUTURE) == 0)
+
+
+def mark_io_flusher() -> bool:
+    """Tell the kernel that this process cleans its pages; whether it may (CAP_SYS_RESOURCE).
+
+    Then the kernel does not wait, when this process asks for memory, for what only
+    this process can write.
+    """
+    return bool(_libc().prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+    if _libc().prctl(option, value, 0, 0, 0) != 0:
         raise InternalError("process.prctl_failed", f"prctl({option}) is not allowed")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sealserve.errors import InputError, Refused, SealserveError
+from sealserve.volume import child
 from sealserve.volume.engine import WritableView, check_writable
 from sealserve.volume.kernel_driver import KernelDriver
 from sealserve.volume.maker import create_writable
@@ -21,6 +24,7 @@ from sealserve.volume.mount import mount_sealed, mount_writable
 from sealserve.volume.record import HeaderPin, VolumeRecord, open_record
 from tests.volume.conftest import KEY, Sealed, need_tools, tool
 from tests.volume.headers import CRAFTED
+from tests.volume.test_mount import children
 
 NothingLeft = Callable[[], None]
 SIZE = 24 << 20
@@ -242,3 +246,51 @@ def test_bad_arguments(
         create_writable(tmp_path / "v", **{**arguments, **changes})
     assert caught.value.code == code
     assert not list(tmp_path.iterdir())
+
+
+def test_a_hung_mount_is_freed(
+    state: Writable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_left: NothingLeft,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The serving process answers no more (here: it is stopped); its writers get errors."""
+    monkeypatch.setattr(child, "PATIENCE", 1.0)
+    mount = mounted(state, tmp_path / "mnt")
+    (serving,) = [pid for pid in children() if b"volume.fuse" in cmdline(pid)]
+    (watching,) = [pid for pid in children() if b"volume.watchdog" in cmdline(pid)]
+    with (tmp_path / "mnt/f").open("wb") as file:
+        file.write(b"lost" * 1000)
+        file.flush()
+        os.kill(serving, signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(OSError, match="Input/output error"):
+            os.fsync(file.fileno())  # hung for ever, before
+        assert time.monotonic() - started < 30
+    assert os.waitstatus_to_exitcode(os.waitpid(watching, 0)[1]) == 1
+    os.kill(serving, signal.SIGCONT)
+    mount.close()
+    assert "volume_hung" in capfd.readouterr().err
+    nothing_left()
+    with mounted(state, tmp_path / "mnt"):  # the journal is replayed
+        pass
+
+
+def test_a_busy_mount_is_left_alone(
+    state: Writable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: NothingLeft
+) -> None:
+    """Idle for longer than the watchdog's patience, and then at work."""
+    monkeypatch.setattr(child, "PATIENCE", 0.5)
+    with mounted(state, tmp_path / "mnt"):
+        time.sleep(2.5)
+        with (tmp_path / "mnt/f").open("wb") as file:
+            for _ in range(20):
+                file.write(bytes(300_000))
+                os.fsync(file.fileno())
+        assert (tmp_path / "mnt/f").stat().st_size == 6_000_000
+    nothing_left()
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()

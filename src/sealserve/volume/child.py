@@ -17,6 +17,7 @@ from typing import Any, Final
 from sealserve import errors
 from sealserve.errors import SealserveError, Unavailable
 from sealserve.volume.process import find_tool, is_mounted, run, secret_pipe
+from sealserve.volume.watchdog import HEARTBEAT_SIZE, PATIENCE
 
 __all__ = ["FuseChild", "end_process", "lazy_unmount", "require_fuse"]
 
@@ -67,11 +68,14 @@ class FuseChild:
         status, status_writer = os.pipe()
         lifeline_reader, lifeline = os.pipe()
         self._own_ends = [status, lifeline]
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        heartbeat = os.memfd_create("heartbeat")
+        self._own_ends.append(heartbeat)
         try:
             try:
-                self._process = self._start(
-                    mode, (descriptor, status_writer, lifeline_reader), settings, key
-                )
+                os.ftruncate(heartbeat, HEARTBEAT_SIZE)
+                given = (descriptor, status_writer, lifeline_reader, heartbeat)
+                self._process = self._start(mode, given, settings, key)
             finally:
                 os.close(status_writer)
                 os.close(lifeline_reader)
@@ -81,6 +85,8 @@ class FuseChild:
             raise
         try:
             _await_ready(status)
+            if mode == "write":
+                self._watchdog = self._watch(heartbeat)
         except BaseException:
             self._process.kill()  # nothing was written yet
             self.close()
@@ -108,6 +114,8 @@ class FuseChild:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_UNMOUNTED_TIMEOUT)
         status = end_process(self._process)
+        if self._watchdog:
+            end_process(self._watchdog)
         lazy_unmount(self.directory)
         self._close_own_ends()
         # The child removes it too.
@@ -122,7 +130,7 @@ class FuseChild:
     def _start(
         self,
         mode: str,
-        descriptors: tuple[int, int, int],
+        descriptors: tuple[int, ...],
         settings: Mapping[str, Any],
         key: bytes | bytearray,
     ) -> subprocess.Popen[bytes]:
@@ -146,6 +154,25 @@ class FuseChild:
                 # things close is the parent's to decide.
                 start_new_session=True,
             )
+
+    def _watch(self, heartbeat: int) -> subprocess.Popen[bytes]:
+        pidfd = os.pidfd_open(self._process.pid)
+        directory = os.open(self.directory, os.O_PATH)
+        try:
+            inherited = (heartbeat, pidfd, directory)
+            number = self.directory.stat().st_dev
+            command = [sys.executable, "-P", "-m", "sealserve.volume.watchdog"]
+            command += [*map(str, (self._process.pid, number, PATIENCE, *inherited))]
+            return subprocess.Popen(
+                command,
+                pass_fds=inherited,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        finally:
+            os.close(directory)
+            os.close(pidfd)
 
 
 def require_fuse() -> None:

@@ -1,8 +1,8 @@
 """The process that shows a volume's inside as one file: ``python -m sealserve.volume.fuse``.
 
 Started only by `sealserve.volume.child`. Arguments: mode, mount directory, then
-five inherited descriptors: volume file, status (a pipe), lifeline (a pipe), settings
-(JSON), key (a pipe).
+six inherited descriptors: volume file, status (a pipe), lifeline (a pipe), heartbeat
+(shared memory, see `sealserve.volume.watchdog`), settings (JSON), key (a pipe).
 
 Rules this module keeps:
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import mmap
 import os
 import signal
 import stat
@@ -36,13 +37,14 @@ import structlog
 
 from sealserve import logs
 from sealserve.errors import SealserveError, Unavailable
-from sealserve.hardening import forbid_core_dumps
+from sealserve.hardening import forbid_core_dumps, lock_memory, mark_io_flusher
 from sealserve.volume.child import FILE_NAME, lazy_unmount
 from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher, wipe
 from sealserve.volume.engine import PlainView, SealedView, WritableView
 from sealserve.volume.luks2 import Layout
 from sealserve.volume.process import mount_source, read_key
 from sealserve.volume.record import BLOCK_SIZE, decode_payload
+from sealserve.volume.watchdog import HEARTBEAT_SIZE
 
 __all__ = ["main"]
 
@@ -61,8 +63,11 @@ class _OneFile(mfusepy.Operations):  # type: ignore[misc]
 
     use_ns = True
 
-    def __init__(self, view: SealedView | PlainView, mode: str, status: int) -> None:
+    def __init__(
+        self, view: SealedView | PlainView, mode: str, status: int, heartbeat: memoryview
+    ) -> None:
         self._view = view
+        self._heartbeat = heartbeat
         self._mode = mode
         self._status = status
         self._failures = 0
@@ -142,6 +147,7 @@ class _OneFile(mfusepy.Operations):  # type: ignore[misc]
         return {"st_uid": os.geteuid(), "st_gid": os.getegid()}
 
     def _guard(self, work: Callable[[], _T]) -> _T:
+        self._heartbeat[0] += 1
         try:
             return work()
         except Exception as error:
@@ -186,7 +192,7 @@ def main(arguments: list[str]) -> int:
     """Serve until unmounted or told to stop.
 
     Args:
-        arguments: mode, directory and the five descriptors.
+        arguments: mode, directory and the six descriptors.
 
     Returns:
         The exit status; 0 when nothing that was written is lost.
@@ -194,7 +200,7 @@ def main(arguments: list[str]) -> int:
     # Until libfuse listens for it; a directory would be left behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     mode, name, *numbers = arguments
-    file, status, lifeline_end, settings_file, key_pipe = map(int, numbers)
+    file, status, lifeline_end, heartbeat_file, settings_file, key_pipe = map(int, numbers)
     directory = Path(name)
     forbid_core_dumps()
     logs.configure(program="sealserve volume")
@@ -209,7 +215,11 @@ def main(arguments: list[str]) -> int:
             _report(status, error)
             return error.exit_status
         try:
-            _serve(view, mode, directory, status)
+            if mode == "write":
+                lock_memory()
+                mark_io_flusher()
+            heartbeat = memoryview(mmap.mmap(heartbeat_file, HEARTBEAT_SIZE)).cast("Q")
+            _serve(view, mode, directory, status, heartbeat)
             if isinstance(view, WritableView):
                 view.flush()
         except RuntimeError:  # libfuse's main loop ended with an error; it has said why
@@ -226,9 +236,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _serve(view: SealedView | PlainView, mode: str, directory: Path, status: int) -> None:
+def _serve(
+    view: SealedView | PlainView, mode: str, directory: Path, status: int, heartbeat: memoryview
+) -> None:
     mfusepy.FUSE(
-        _OneFile(view, mode, status),
+        _OneFile(view, mode, status, heartbeat),
         str(directory),
         foreground=True,
         nothreads=True,
