@@ -36,6 +36,7 @@ import grpc
 from sealserve.attestation import policy_file
 from sealserve.attestation.policy import PlatformFlags, Policy, Release
 from sealserve.broker.client import request_release
+from sealserve.broker.config import BrokerConfig, LimitsConfig
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import create, open_broker
 from sealserve.broker.identity import SERVER_NAME, BrokerIdentity
@@ -206,7 +207,15 @@ def _running(place: Path) -> Iterator[Bench]:
 
 
 def _make_broker(root: Path, platform: SimulatedPlatform) -> BrokerIdentity:
-    identity = create(root, name="bench")
+    # What is measured is the broker, not its limits: all guests come from one address.
+    most = 1_000_000
+    limits = LimitsConfig(
+        peer_calls_per_second=most,
+        peer_burst=most,
+        resource_releases_per_second=most,
+        resource_burst=most,
+    )
+    identity = create(root, name="bench", chosen=BrokerConfig(limits=limits))
     report = SoftwareTd(platform).report
     registers = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
     policy = Policy(

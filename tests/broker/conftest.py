@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from sqlalchemy import update
 
 from sealserve.address import Address
 from sealserve.attestation import policy_file
@@ -23,8 +24,13 @@ from sealserve.broker.collateral_file import CollateralFile
 from sealserve.broker.config import with_store
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker, create, open_broker
+from sealserve.broker.judge import Judge
+from sealserve.broker.limits import Limits
 from sealserve.broker.release import KeyRelease
+from sealserve.broker.renewal import LeaseRenewal
 from sealserve.broker.service import BrokerServer
+from sealserve.broker.shared_challenges import SharedChallenges
+from sealserve.broker.tables import ChallengeRow
 from sealserve.logs import make_log
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
@@ -91,6 +97,7 @@ class World:
     td: SoftwareTd
     key: bytes
     record: bytes
+    judge: Judge
     decide: KeyRelease
     server: BrokerServer
     clock: Clock
@@ -111,6 +118,12 @@ class World:
             "timeout": 20,
         }
         return request_release(**{**asked, **changes})
+
+    def pass_time(self, seconds: float) -> None:
+        """Let challenges age, on either database."""
+        self.clock.now += seconds
+        with self.broker.store.writing() as session:
+            session.execute(update(ChallengeRow).values(issued=ChallengeRow.issued - seconds))
 
     def lines(self) -> list[dict[str, Any]]:
         """The audit lines about releases; the chain is checked on the way."""
@@ -140,17 +153,35 @@ def policy_for(td: SoftwareTd, simulation: Literal["allowed", "denied"] = "allow
     return policy_file.dump(policy).encode()
 
 
+@dataclass(frozen=True)
+class Served:
+    """A listening broker; the caller stops it."""
+
+    judge: Judge
+    decide: KeyRelease
+    server: BrokerServer
+    clock: Clock
+    log: io.StringIO
+
+
 def serve(
-    broker: Broker, verifier: Verifier, collateral: Path, *, now: Callable[[], datetime] = utc_now
-) -> tuple[KeyRelease, BrokerServer, Clock, io.StringIO]:
-    """Start a real server on a free port; the caller stops it."""
+    broker: Broker,
+    verifier: Verifier,
+    collateral: Path,
+    *,
+    now: Callable[[], datetime] = utc_now,
+    limits: Limits | None = None,
+) -> Served:
+    """Start a real server on a free port."""
     clock, stream = Clock(), io.StringIO()
     log = make_log(stream, anchor=verifier.anchor.name)
-    table = ChallengeTable(clock=clock)
-    decide = KeyRelease(broker, verifier, CollateralFile(collateral, log), table, log, now=now)
-    server = BrokerServer(broker, decide, Address("127.0.0.1", 0), log)
+    table = SharedChallenges(broker.store) if broker.store.shared else ChallengeTable(clock=clock)
+    read = CollateralFile(collateral, log)
+    judge = Judge(broker, verifier, read, table, log, now=now, limits=limits)
+    decide = KeyRelease(judge)
+    server = BrokerServer(decide, LeaseRenewal(judge), Address("127.0.0.1", 0), log)
     server.start()
-    return decide, server, clock, stream
+    return Served(judge, decide, server, clock, stream)
 
 
 @pytest.fixture(scope="session")
@@ -170,6 +201,9 @@ def world(broker: Broker, platform: SimulatedPlatform, tmp_path: Path) -> Iterat
     collateral = tmp_path / "collateral.json"
     collateral.write_bytes(platform.collateral(utc_now() - timedelta(hours=1)))
     verifier = Verifier(Anchor.simulation(platform.pki.root_der))
-    decide, server, clock, log = serve(broker, verifier, collateral)
-    yield World(broker, platform, td, key, record, decide, server, clock, log)
-    server.stop()
+    made = serve(broker, verifier, collateral)
+    yield World(
+        broker, platform, td, key, record,
+        made.judge, made.decide, made.server, made.clock, made.log,
+    )  # fmt: skip
+    made.server.stop()

@@ -72,7 +72,7 @@ def test_without_an_audit_line_there_is_no_release(
     def fail(*_: object, **__: object) -> None:
         raise Unavailable("store.unavailable", "the disk is full")
 
-    monkeypatch.setattr(type(world.decide._audit), "append", fail)
+    monkeypatch.setattr("sealserve.broker.audit.append", fail)
     with pytest.raises(Unavailable) as caught:
         world.ask()
     assert caught.value.code == "release.not_recorded"

@@ -60,7 +60,7 @@ def test_any_fields_of_a_request(world: World, fields: dict[str, Any]) -> None:
         fields["nonce"] = world.decide.challenge(RESOURCE, "peer")
     before = world.broker.audit.length()
     decision = world.decide.release(ReleaseRequest(peer="peer", **fields))
-    assert decision.sealed is None
+    assert decision.answer is None
     assert isinstance(decision.error, (InputError, Refused))
     assert world.broker.audit.length() == before + 1
 

@@ -26,9 +26,19 @@ from sealserve.simulator.td import SoftwareTd
 from sealserve.wire.broker import v1_pb2
 from sealserve.wire.limits import MAX_RECORD_BYTES
 from tests.attestation.test_published_quotes import ROWS, Row, published
-from tests.broker.conftest import REGISTERS, RESOURCE, World, policy_for, serve, utc_now
+from tests.broker.conftest import (
+    BOTH_STORES,
+    REGISTERS,
+    RESOURCE,
+    World,
+    policy_for,
+    serve,
+    utc_now,
+)
 from tests.broker.wire import Answer, Wire
 from tests.vectors import read_vector, vector_path
+
+pytestmark = BOTH_STORES
 
 PUBLISHED = (
     "dcap-qvl/tdx_quote",
@@ -120,7 +130,7 @@ def test_a_recorded_exchange_cannot_be_replayed(world: World) -> None:
 def test_an_expired_nonce_is_refused(world: World) -> None:
     with Wire(world) as wire:
         request = wire.request(generate_key())
-        world.clock.now += 60
+        world.pass_time(60)
         answer = wire.release(request)
     assert answer == Answer(None, "PERMISSION_DENIED", "release.nonce_expired")
     assert [line["code"] for line in world.lines()] == ["release.nonce_expired"]
@@ -249,7 +259,8 @@ def test_a_policy_that_does_not_allow_simulation_denies_it(world: World) -> None
 def test_an_intel_broker_denies_a_simulated_guest(
     broker: Broker, world: World, tmp_path: Path
 ) -> None:
-    _, server, _, log = serve(broker, Verifier(INTEL), tmp_path / "collateral.json")
+    served = serve(broker, Verifier(INTEL), tmp_path / "collateral.json")
+    server, log = served.server, served.log
     try:
         with Wire(world, str(server.address)) as wire:
             answer = wire.release(wire.request(generate_key()))
@@ -267,7 +278,7 @@ def test_a_broker_may_require_both_verifiers(
 ) -> None:
     """Both accept: released, and the audit says who judged. One refuses: nothing goes out."""
     verifier = Verifier(Anchor.simulation(world.platform.pki.root_der), require_both=True)
-    _, server, _, _ = serve(broker, verifier, tmp_path / "collateral.json")
+    server = serve(broker, verifier, tmp_path / "collateral.json").server
 
     def refuse(*_: object) -> NoReturn:
         raise Refused("tcb.revoked", "the second verifier says no")
@@ -311,12 +322,12 @@ def test_a_published_quote_gets_nothing_and_its_own_code(
     """Intel's anchor and true collateral: at best all cryptography passes, and nothing comes."""
     collateral, day = row.collateral
     genuine = row.outcome == "UpToDate"
-    _, server, _, _ = serve(
+    server = serve(
         broker,
         Verifier(INTEL, require_both=True),
         vector_path(f"dcap-qvl/{collateral}_collateral.json"),
         now=lambda: datetime.fromisoformat(day).replace(tzinfo=UTC),
-    )
+    ).server
     try:
         with Wire(world, str(server.address)) as wire:
             answer = wire.release(wire.request(generate_key(), quote=published(row.quote)))

@@ -19,12 +19,14 @@ from sealserve.errors import InputError, Refused
 
 __all__ = [
     "BOOT_ID_BYTES",
+    "LEASE_ID_BYTES",
     "MAX_RESOURCE_BYTES",
     "NONCE_BYTES",
     "REPORT_DATA_BYTES",
     "SPKI_DIGEST_BYTES",
     "deposit_info",
     "release_transcript",
+    "renewal_transcript",
     "report_data_of",
     "require_report_data",
     "tls_report_data",
@@ -32,12 +34,14 @@ __all__ = [
 
 NONCE_BYTES = 32
 BOOT_ID_BYTES = 16
+LEASE_ID_BYTES = 16
 SPKI_DIGEST_BYTES = 32
 REPORT_DATA_BYTES = 64
 MAX_RESOURCE_BYTES = 256
 
 _HPKE_PUBLIC_KEY_BYTES = 1216  # MLKEM768 (1184) || X25519 (32)
 _RELEASE = b"sealserve/v1 key-release"
+_RENEWAL = b"sealserve/v1 lease-renewal"
 _DEPOSIT = b"sealserve/v1 key-deposit"
 
 
@@ -67,17 +71,38 @@ def release_transcript(
     Raises:
         InputError: ``binding.malformed`` if a part has the wrong length.
     """
-    name = resource.encode()
     _check("nonce", nonce, NONCE_BYTES)
     _check("broker SPKI digest", broker_spki_sha256, SPKI_DIGEST_BYTES)
     _check("HPKE public key", hpke_public_key, _HPKE_PUBLIC_KEY_BYTES)
     _check("boot id", boot_id, BOOT_ID_BYTES)
-    if not 1 <= len(name) <= MAX_RESOURCE_BYTES:
-        raise InputError(
-            "binding.malformed",
-            f"a resource name has 1 to {MAX_RESOURCE_BYTES} bytes, this one {len(name)}",
-        )
+    name = _resource(resource)
     return _transcript(_RELEASE, nonce, broker_spki_sha256, hpke_public_key, name, boot_id)
+
+
+def renewal_transcript(
+    *, nonce: bytes, broker_spki_sha256: bytes, lease_id: bytes, resource: str, boot_id: bytes
+) -> bytes:
+    """What one renewal of a lease is about.
+
+    Its label keeps a quote that was made for a release from renewing anything,
+    and the other way round. No key is bound: the answer holds no secret.
+
+    Args:
+        nonce: the broker's challenge, 32 bytes, single use.
+        broker_spki_sha256: SHA-256 of the broker's SubjectPublicKeyInfo.
+        lease_id: which lease, 16 bytes.
+        resource: what it is a lease of, 1 to 256 bytes of UTF-8.
+        boot_id: the guest kernel's boot id, 16 bytes: the lease ends with the boot.
+
+    Raises:
+        InputError: ``binding.malformed`` if a part has the wrong length.
+    """
+    _check("nonce", nonce, NONCE_BYTES)
+    _check("broker SPKI digest", broker_spki_sha256, SPKI_DIGEST_BYTES)
+    _check("lease id", lease_id, LEASE_ID_BYTES)
+    _check("boot id", boot_id, BOOT_ID_BYTES)
+    name = _resource(resource)
+    return _transcript(_RENEWAL, nonce, broker_spki_sha256, lease_id, name, boot_id)
 
 
 def report_data_of(transcript: bytes) -> bytes:
@@ -129,6 +154,16 @@ def deposit_info(*, broker_spki_sha256: bytes, deposit_public_key: bytes) -> byt
 
 def _transcript(*parts: bytes) -> bytes:
     return b"".join(struct.pack(">I", len(part)) + part for part in parts)
+
+
+def _resource(name: str) -> bytes:
+    raw = name.encode()
+    if not 1 <= len(raw) <= MAX_RESOURCE_BYTES:
+        raise InputError(
+            "binding.malformed",
+            f"a resource name has 1 to {MAX_RESOURCE_BYTES} bytes, this one {len(raw)}",
+        )
+    return raw
 
 
 def _check(what: str, value: bytes, size: int) -> None:

@@ -284,6 +284,15 @@ class Policy:
         )
         return replace(self, releases=tuple(releases))
 
+    def at_renewal(self, rtmr3: bytes) -> Policy:
+        """The policy as it holds when a lease is renewed: RTMR3 is exactly this value.
+
+        Args:
+            rtmr3: what the guest that got the key must have measured since, 48 bytes.
+        """
+        releases = (replace(release, rtmr3=rtmr3.hex()) for release in self.releases)
+        return replace(self, releases=tuple(releases))
+
 
 def _malformed(field: str, value: Any, expected: str) -> InputError:
     return InputError(

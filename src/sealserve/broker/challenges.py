@@ -16,17 +16,32 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from sealserve.attestation.binding import NONCE_BYTES
 from sealserve.broker.protocol import NONCE_LIFETIME_SECONDS
 from sealserve.errors import Refused, Unavailable
 
-__all__ = ["ChallengeTable", "Challenges"]
+__all__ = [
+    "CAPACITY",
+    "ChallengeTable",
+    "Challenges",
+    "require_usable",
+    "table_full",
+    "unknown",
+    "used_before",
+]
+
+CAPACITY: Final = 16_384
+"""How many nonces a table keeps at most."""
 
 
 class Challenges(Protocol):
     """What the release needs of a table of nonces, wherever it is kept."""
+
+    def __len__(self) -> int:
+        """How many nonces there are, used and expired ones included."""
+        ...
 
     def issue(self, resource: str, peer: str) -> bytes:
         """A fresh nonce of 32 bytes for this resource."""
@@ -57,7 +72,7 @@ class ChallengeTable:
     def __init__(
         self,
         *,
-        capacity: int = 16_384,
+        capacity: int = CAPACITY,
         lifetime: float = NONCE_LIFETIME_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -105,16 +120,12 @@ class ChallengeTable:
         with self._lock:
             entry = self._entries.get(nonce)
             if entry is None:
-                raise Refused("release.nonce_unknown", "this broker holds no such challenge")
+                raise unknown()
             if entry.used:
-                raise Refused("release.nonce_used", "the challenge was used before")
+                raise used_before()
             entry.used = True
-            if self._clock() - entry.issued >= self._lifetime:
-                raise Refused("release.nonce_expired", "the challenge has expired")
-            if entry.resource != resource:
-                raise Refused(
-                    "release.nonce_other_resource", "the challenge is for another resource"
-                )
+            age = self._clock() - entry.issued
+        require_usable(age, self._lifetime, issued_for=entry.resource, used_for=resource)
 
     def _forget_before(self, limit: float) -> None:
         # Used and expired nonces stay one lifetime longer, so that a late or
@@ -128,11 +139,7 @@ class ChallengeTable:
     def _make_room(self, asker: str) -> None:
         heaviest = max(self._nonces_of, key=lambda peer: len(self._nonces_of[peer]))
         if len(self._nonces_of.get(asker, ())) >= len(self._nonces_of[heaviest]):
-            raise Unavailable(
-                "release.too_many_challenges",
-                "the table of challenges is full, mostly with this peer's",
-                hint="try again in a minute",
-            )
+            raise table_full()
         self._drop(next(iter(self._nonces_of[heaviest])))
 
     def _drop(self, nonce: bytes) -> None:
@@ -141,3 +148,34 @@ class ChallengeTable:
         del of_peer[nonce]
         if not of_peer:
             del self._nonces_of[entry.peer]
+
+
+def require_usable(age: float, lifetime: float, *, issued_for: str, used_for: str) -> None:
+    """Check a nonce that was just used up.
+
+    Raises:
+        Refused: ``release.nonce_expired``, ``release.nonce_other_resource``.
+    """
+    if age >= lifetime:
+        raise Refused("release.nonce_expired", "the challenge has expired")
+    if issued_for != used_for:
+        raise Refused("release.nonce_other_resource", "the challenge is for another resource")
+
+
+def unknown() -> Refused:
+    """There is no such nonce."""
+    return Refused("release.nonce_unknown", "this broker holds no such challenge")
+
+
+def used_before() -> Refused:
+    """Somebody was first."""
+    return Refused("release.nonce_used", "the challenge was used before")
+
+
+def table_full() -> Unavailable:
+    """No room, and it is the asker who fills it."""
+    return Unavailable(
+        "release.too_many_challenges",
+        "the table of challenges is full, mostly with this peer's",
+        hint="try again in a minute",
+    )

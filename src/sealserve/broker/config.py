@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sqlalchemy.exc import ArgumentError
 
 from sealserve import strict_yaml
+from sealserve.broker.challenges import CAPACITY
 from sealserve.errors import InputError, Refused
 from sealserve.files import read_limited
 
@@ -119,6 +120,34 @@ class AdminConfig(_Section):
 
 class LimitsConfig(_Section):
     """How much one guest, or all guests of one resource, may ask."""
+
+    peer_calls_per_second: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="Calls of one address (an IPv6 host counts as its /64), in the long run."
+            " A guest that comes up makes two, and two more whenever it renews its lease.",
+        ),
+    ] = 100
+    peer_burst: Annotated[
+        int, Field(ge=1, le=1_000_000, description="How many it may make at once.")
+    ] = 500
+    resource_releases_per_second: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="Releases of one resource to all guests that its policy accepts.",
+        ),
+    ] = 200
+    resource_burst: Annotated[
+        int, Field(ge=1, le=1_000_000, description="How many there may be at once.")
+    ] = 1000
+    challenges: Annotated[
+        int,
+        Field(ge=64, le=1_000_000, description="How many challenges are kept for two minutes."),
+    ] = CAPACITY
 
 
 class AuditConfig(_Section):

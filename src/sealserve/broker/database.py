@@ -13,6 +13,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,17 +22,19 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from sealserve.broker.config import StoreConfig
 from sealserve.errors import Refused, Unavailable
 
-__all__ = ["WRITES", "connect", "migrate", "reading_options", "unavailable"]
+__all__ = ["WRITES", "clock", "connect", "migrate", "reading_options", "unavailable"]
 
 WRITES: Final = "sealserve_writes"
 """The execution option of a connection that will write."""
 
+_CLOCK: Final = text("SELECT extract(epoch FROM clock_timestamp())::float8")
 _MIGRATION_LOCK: Final = 0x5EA15E12  # any number; the same for all brokers of a database
 _MIGRATION_SECONDS: Final = 60
 _OPERATIONAL: Final = ("08", "25", "28", "3D", "40", "42501", "53", "55", "57", "58")
@@ -88,6 +91,13 @@ def reading_options(engine: Engine) -> dict[str, Any]:
     if engine.dialect.name == "postgresql":
         return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     return {}
+
+
+def clock(session: Session) -> float:
+    """Seconds since 1970 by the database's own clock; SQLite's is this machine's."""
+    if session.get_bind().dialect.name == "postgresql":
+        return float(session.scalar(_CLOCK) or 0)
+    return time.time()
 
 
 def unavailable(error: SQLAlchemyError) -> Unavailable:

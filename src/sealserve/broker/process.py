@@ -14,12 +14,15 @@ from pathlib import Path
 
 from sealserve.address import Address
 from sealserve.attestation.verifier import Anchor, Verifier
-from sealserve.broker.challenges import ChallengeTable
+from sealserve.broker.challenges import Challenges, ChallengeTable
 from sealserve.broker.checkpointer import Checkpointer
 from sealserve.broker.collateral_file import CollateralFile
-from sealserve.broker.directory import open_broker
+from sealserve.broker.directory import Broker, open_broker
+from sealserve.broker.judge import Judge
 from sealserve.broker.release import KeyRelease
+from sealserve.broker.renewal import LeaseRenewal
 from sealserve.broker.service import BrokerServer
+from sealserve.broker.shared_challenges import SharedChallenges
 from sealserve.errors import Unavailable
 from sealserve.hardening import forbid_core_dumps
 from sealserve.logs import make_log
@@ -67,14 +70,14 @@ def serve(options: ServeOptions) -> None:
         open_broker(options.root) as broker,
         Checkpointer(broker.audit, broker.audit_signer(), broker.config.audit, log),
     ):
-        decide = KeyRelease(
+        judge = Judge(
             broker,
             Verifier(anchor, require_both=options.require_both),
             CollateralFile(options.collateral, log),
-            ChallengeTable(),
+            _challenges_of(broker),
             log,
         )
-        server = BrokerServer(broker, decide, options.listen, log)
+        server = BrokerServer(KeyRelease(judge), LeaseRenewal(judge), options.listen, log)
         server.start()
         try:
             log.info("listening", address=str(server.address), broker=broker.identity.name)
@@ -85,6 +88,13 @@ def serve(options: ServeOptions) -> None:
         finally:
             server.stop()
     log.info("stopped")
+
+
+def _challenges_of(broker: Broker) -> Challenges:
+    capacity = broker.config.limits.challenges
+    if broker.store.shared:
+        return SharedChallenges(broker.store, capacity=capacity)
+    return ChallengeTable(capacity=capacity)
 
 
 def _tell_ready(descriptor: int, address: Address) -> None:

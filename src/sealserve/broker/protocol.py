@@ -17,7 +17,9 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MAX_SECRET_BYTES",
     "NONCE_LIFETIME_SECONDS",
+    "PUSHBACK_KEY",
     "RELEASE_METHOD",
+    "RENEW_METHOD",
     "SERVICE",
     "resource_name",
 ]
@@ -25,6 +27,9 @@ __all__ = [
 SERVICE: Final = "sealserve.broker.v1.KeyBroker"
 CHALLENGE_METHOD: Final = f"/{SERVICE}/Challenge"
 RELEASE_METHOD: Final = f"/{SERVICE}/Release"
+RENEW_METHOD: Final = f"/{SERVICE}/Renew"
+PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+"""Trailing metadata of an answer that says how long to wait, in milliseconds."""
 
 NONCE_LIFETIME_SECONDS: Final = 60
 MAX_MESSAGE_BYTES: Final = 64 * 1024

@@ -12,6 +12,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import ipaddress
+import math
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +24,18 @@ from google.protobuf.message import DecodeError, Message
 from structlog.typing import FilteringBoundLogger
 
 from sealserve.address import Address
-from sealserve.broker.directory import Broker
+from sealserve.broker.judge import Decision, unavailable
 from sealserve.broker.protocol import (
     CHALLENGE_METHOD,
     MAX_MESSAGE_BYTES,
     NONCE_LIFETIME_SECONDS,
+    PUSHBACK_KEY,
     RELEASE_METHOD,
+    RENEW_METHOD,
     SERVICE,
 )
 from sealserve.broker.release import KeyRelease, ReleaseRequest
+from sealserve.broker.renewal import LeaseRenewal, RenewalRequest
 from sealserve.errors import InputError, Refused, SealserveError, Unavailable
 from sealserve.wire.broker import v1_pb2
 
@@ -60,8 +64,9 @@ class BrokerServer:
     """A listening broker.
 
     Args:
-        broker: whose TLS identity to show.
-        decide: what the calls lead to.
+        releases: what the calls `Challenge` and `Release` lead to; its broker's TLS
+            identity is shown.
+        renewals: what `Renew` leads to.
         listen: where to listen; port 0 takes any free port.
         log: the broker's own log.
 
@@ -70,13 +75,18 @@ class BrokerServer:
     """
 
     def __init__(
-        self, broker: Broker, decide: KeyRelease, listen: Address, log: FilteringBoundLogger
+        self,
+        releases: KeyRelease,
+        renewals: LeaseRenewal,
+        listen: Address,
+        log: FilteringBoundLogger,
     ) -> None:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="broker")
         self._server = grpc.server(
             self._pool, options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS_IN_FLIGHT
         )
-        self._server.add_generic_rpc_handlers((_handlers(_Servicer(decide, log)),))
+        self._server.add_generic_rpc_handlers((_handlers(_Servicer(releases, renewals, log)),))
+        broker = releases.judge.broker
         certificate = broker.identity.certificate.encode()
         credentials = grpc.ssl_server_credentials([(broker.tls_private_key(), certificate)])
         try:
@@ -108,25 +118,30 @@ class _No:
 
     status: grpc.StatusCode
     details: str
+    retry_seconds: float = 0.0
 
 
 _Method = Callable[[bytes, str], bytes | _No]
 
 
 class _Servicer:
-    def __init__(self, decide: KeyRelease, log: FilteringBoundLogger) -> None:
-        self._decide = decide
+    def __init__(
+        self, releases: KeyRelease, renewals: LeaseRenewal, log: FilteringBoundLogger
+    ) -> None:
+        self._judge = releases.judge
+        self._releases = releases
+        self._renewals = renewals
         self._log = log
 
     def challenge(self, raw: bytes, peer: str) -> bytes | _No:
         request = _parse(v1_pb2.ChallengeRequest, raw)
-        nonce = self._decide.challenge(request.resource, peer)
+        nonce = self._releases.challenge(request.resource, peer)
         response = v1_pb2.ChallengeResponse(nonce=nonce, lifetime_seconds=NONCE_LIFETIME_SECONDS)
         return response.SerializeToString()
 
     def release(self, raw: bytes, peer: str) -> bytes | _No:
         request = _parse(v1_pb2.ReleaseRequest, raw)
-        decision = self._decide.release(
+        decision = self._releases.release(
             ReleaseRequest(
                 peer=peer,
                 resource=request.resource,
@@ -134,11 +149,26 @@ class _Servicer:
                 boot_id=request.boot_id,
                 hpke_public_key=request.hpke_public_key,
                 quote=request.quote,
+                secret_version=request.secret_version,
             )
         )
-        if decision.error is not None:
-            return _no(decision.error, decision.reasons)
-        return v1_pb2.ReleaseResponse(sealed=decision.sealed).SerializeToString()
+        if decision.answer is None:
+            return _no(decision)
+        return v1_pb2.ReleaseResponse(sealed=decision.answer).SerializeToString()
+
+    def renew(self, raw: bytes, peer: str) -> bytes | _No:
+        request = _parse(v1_pb2.RenewRequest, raw)
+        decision = self._renewals.renew(
+            RenewalRequest(
+                peer=peer,
+                lease_id=request.lease_id,
+                resource=request.resource,
+                nonce=request.nonce,
+                boot_id=request.boot_id,
+                quote=request.quote,
+            )
+        )
+        return _no(decision) if decision.answer is None else decision.answer
 
     def guarded(self, method: _Method) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         """The method as gRPC calls it, with every error turned into a status."""
@@ -148,6 +178,9 @@ class _Servicer:
                 return b""  # the caller went away while this waited for a thread
             answer = self._answered(method, raw, _host_of(context.peer()))
             if isinstance(answer, _No):
+                if answer.retry_seconds:
+                    wait = str(math.ceil(answer.retry_seconds * 1000))
+                    context.set_trailing_metadata(((PUSHBACK_KEY, wait),))
                 context.abort(answer.status, answer.details)
             return answer
 
@@ -155,17 +188,24 @@ class _Servicer:
 
     def _answered(self, method: _Method, raw: bytes, peer: str) -> bytes | _No:
         try:
-            return method(raw, peer)
+            turned_away = self._judge.admit(peer)
+            return method(raw, peer) if turned_away is None else _no(turned_away)
         except SealserveError as error:
-            self._log.warning("call refused", peer=peer, code=error.code)
-            return _no(error, ())
+            self._log.warning("call refused", peer=peer, **error.to_dict())
+            if not isinstance(error, InputError) and not error.code.startswith("release."):
+                error = unavailable()
+            return _no(Decision(None, error))
         except Exception as error:
             self._log.error("unexpected error", peer=peer, type=type(error).__name__)
             return _No(grpc.StatusCode.INTERNAL, "internal.unexpected")
 
 
 def _handlers(servicer: _Servicer) -> grpc.GenericRpcHandler[bytes, bytes]:
-    methods = {CHALLENGE_METHOD: servicer.challenge, RELEASE_METHOD: servicer.release}
+    methods = {
+        CHALLENGE_METHOD: servicer.challenge,
+        RELEASE_METHOD: servicer.release,
+        RENEW_METHOD: servicer.renew,
+    }
     # Without serializers: bytes in, bytes out, so that a message that does not
     # parse is our error and not gRPC's traceback.
     return grpc.method_handlers_generic_handler(
@@ -188,17 +228,20 @@ def _parse(kind: type[_M], raw: bytes) -> _M:
     return message
 
 
-def _no(error: SealserveError, reasons: tuple[str, ...]) -> _No:
+def _no(decision: Decision) -> _No:
+    error = decision.error
     match error:
         case Refused():
             status = grpc.StatusCode.PERMISSION_DENIED
         case InputError():
             status = grpc.StatusCode.INVALID_ARGUMENT
         case Unavailable():
-            status = grpc.StatusCode.UNAVAILABLE
+            limited = decision.retry_seconds > 0
+            status = grpc.StatusCode.RESOURCE_EXHAUSTED if limited else grpc.StatusCode.UNAVAILABLE
         case _:
             status = grpc.StatusCode.INTERNAL
-    return _No(status, " ".join((error.code, *reasons)))
+    code = error.code if error is not None else "internal.unexpected"
+    return _No(status, " ".join((code, *decision.reasons)), decision.retry_seconds)
 
 
 def _host_of(peer: str) -> str:
@@ -209,7 +252,7 @@ def _host_of(peer: str) -> str:
     family, _, rest = peer.partition(":")
     host = urllib.parse.unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
     if family != "ipv6":
-        return host or peer[:64]
+        return (host or peer)[:64]
     try:
         return str(ipaddress.IPv6Network((host, 64), strict=False))
     except ValueError:

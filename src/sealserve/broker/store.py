@@ -45,7 +45,7 @@ class Resource:
     Attributes:
         name: such as ``"models/demo"``.
         secret_id: the secret it stands for.
-        secret_version: the version of the secret that is released.
+        secret_version: the version of the secret that is meant.
         record: the signed volume record, or empty.
         owner_public_key: the key that signed the record, in the form it was given.
         policy: the policy, a YAML document.
@@ -116,6 +116,10 @@ class Store:
     def close(self) -> None:
         """Close every connection; SQLite's last one folds the write-ahead log in."""
         self._engine.dispose()
+
+    def clock(self, session: Session) -> float:
+        """Seconds since 1970 by the clock that all brokers on this database share."""
+        return database.clock(session)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -256,10 +260,18 @@ class Store:
         session.flush()
         return _resource_of(row, bound)
 
-    def resource(self, name: str) -> Resource | None:
-        """The resource of this name, if there is one."""
+    def resource(self, name: str, version: int = 0) -> Resource | None:
+        """The resource of this name, if there is one.
+
+        Args:
+            name: which one.
+            version: of its secret, with the record that belongs to it; 0 for the current one.
+        """
+        chosen = _RESOURCES if version == 0 else _VERSIONS
+        if version:
+            chosen = chosen.where(ResourceVersionRow.secret_version == version)
         with self.reading() as session:
-            found = session.execute(_RESOURCES.where(ResourceRow.name == name)).one_or_none()
+            found = session.execute(chosen.where(ResourceRow.name == name)).one_or_none()
             return None if found is None else _resource_of(*found)
 
     def resources(self) -> list[Resource]:
@@ -273,6 +285,12 @@ class Store:
         with self.reading() as session:
             rows = session.scalars(select(SecretRow).order_by(SecretRow.id, SecretRow.version))
             return [SecretInfo(row.id, row.version, row.state, row.created) for row in rows]
+
+    def is_live(self, secret_id: str, version: int) -> bool:
+        """Whether this version of a secret may be given to guests."""
+        with self.reading() as session:
+            row = session.get(SecretRow, (secret_id, version))
+            return row is not None and row.state == _LIVE and row.wrapped is not None
 
     def secret(self, secret_id: str, version: int, kek: KeyEncryptionKey) -> bytes:
         """The bytes of one live version of a secret.
@@ -291,11 +309,12 @@ class Store:
             return kek.unwrap(row.wrapped, name=row.id, version=row.version)
 
 
-_RESOURCES: Final = select(ResourceRow, ResourceVersionRow).join(
-    ResourceVersionRow,
-    (ResourceVersionRow.resource == ResourceRow.name)
-    & (ResourceVersionRow.secret_version == ResourceRow.secret_version),
+_VERSIONS: Final = select(ResourceRow, ResourceVersionRow).join(
+    ResourceVersionRow, ResourceVersionRow.resource == ResourceRow.name
 )
+"""Every resource with each version of its secret that has a record."""
+
+_RESOURCES: Final = _VERSIONS.where(ResourceVersionRow.secret_version == ResourceRow.secret_version)
 """Every resource with the record of its current version."""
 
 

@@ -117,7 +117,8 @@ class ChallengeRow(Base):
 class LeaseRow(Base):
     """Who may keep which version of a secret, and until when.
 
-    ``state`` is ``active`` or ``revoked``; an active lease past ``expires`` has ended.
+    ``rtmr3`` is what stood in that register at the release, in hex. ``state`` is
+    ``active`` or ``revoked``; an active lease past ``expires`` has ended.
     """
 
     __tablename__ = "leases"
@@ -128,6 +129,7 @@ class LeaseRow(Base):
     peer: Mapped[str] = mapped_column(String(64))
     boot_id: Mapped[str] = mapped_column(String(32))
     quote_sha256: Mapped[str] = mapped_column(String(64))
+    rtmr3: Mapped[str] = mapped_column(String(96))
     state: Mapped[str] = mapped_column(String(16))
     issued: Mapped[float] = mapped_column(Float)
     renewed: Mapped[float] = mapped_column(Float)

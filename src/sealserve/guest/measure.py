@@ -11,34 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from sealserve.attestation.policy import Policy, RequiredEvent
+from sealserve.broker.guest_events import guest_events
 from sealserve.broker.identity import BrokerIdentity
 from sealserve.errors import Refused
 from sealserve.files import read_limited
 from sealserve.tdx.eventlog import RuntimeEvent
 from sealserve.tdx.guest import TdxGuest
 from sealserve.volume.owner import load_owner_public
-from sealserve.volume.record import VolumeRecord, open_record, record_digest
+from sealserve.volume.record import open_record
 from sealserve.wire.limits import MAX_RECORD_BYTES
 
 __all__ = ["client_policy", "events_ahead", "guest_events", "measure", "require_unmeasured"]
 
 _RTMR3 = 3
-
-
-def guest_events(
-    broker_spki_sha256: bytes, signed_record: bytes, record: VolumeRecord
-) -> tuple[RuntimeEvent, ...]:
-    """The events of a guest that opened ``record``'s volume with that broker's key."""
-    models = (
-        RuntimeEvent("model", f"{m.name}\0{m.version}\0".encode() + bytes.fromhex(m.digest))
-        for m in record.models
-    )
-    return (
-        RuntimeEvent("broker", broker_spki_sha256),
-        RuntimeEvent("volume", record_digest(signed_record)),
-        *models,
-        RuntimeEvent("sealed", b""),
-    )
 
 
 def events_ahead(

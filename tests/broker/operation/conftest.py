@@ -15,7 +15,7 @@ from tests.broker.conftest import World
 def watch(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Watch]:
     """Makes a watch over the world's broker; without keeping looks, so that each is new."""
     monkeypatch.setattr("sealserve.broker.operation.watch._FRESH", timedelta(seconds=-1))
-    collateral = world.decide._collateral
+    collateral = world.judge.collateral
 
     def make() -> Watch:
         return Watch(world.broker, collateral.current, simulated=True)

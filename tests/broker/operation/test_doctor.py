@@ -374,7 +374,7 @@ def test_every_check_is_documented(platform: SimulatedPlatform) -> None:
 
 def test_a_real_broker_after_a_release(world: World) -> None:
     world.ask()
-    collateral = Collateral.load(world.decide._collateral._path)
+    collateral = Collateral.load(world.judge.collateral._path)
     report = examine(world.broker.root, now=utc_now(), collateral=collateral)
     codes = [finding.code for finding in report.findings]
     assert "policy.simulation_allowed" not in codes  # it is a SIMULATION broker, and says so

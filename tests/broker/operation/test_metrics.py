@@ -18,8 +18,8 @@ from tests.broker.conftest import World
 
 @pytest.fixture
 def metrics(world: World, watch: Callable[[], Watch]) -> BrokerMetrics:
-    made = BrokerMetrics(watch().look, lambda: len(world.decide._challenges))  # type: ignore[arg-type]
-    world.decide._observer = made
+    made = BrokerMetrics(watch().look, lambda: len(world.judge.challenges))
+    world.judge.observer = made
     return made
 
 

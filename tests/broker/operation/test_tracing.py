@@ -23,7 +23,7 @@ from tests.broker.conftest import RESOURCE, World
 def spans(world: World) -> Iterator[Callable[[], list[ReadableSpan]]]:
     exporter = InMemorySpanExporter()
     traces = BrokerTraces(exporter)
-    world.decide._observer = traces
+    world.judge.observer = traces
 
     def finished() -> list[ReadableSpan]:
         traces.flush()
@@ -97,7 +97,7 @@ def test_a_bug_inside_a_step_leaves_no_text(spans: Callable[[], list[ReadableSpa
 def test_a_ratio_of_nothing_traces_nothing(world: World) -> None:
     exporter = InMemorySpanExporter()
     traces = BrokerTraces(exporter, ratio=0.0)
-    world.decide._observer = traces
+    world.judge.observer = traces
     world.ask()
     traces.close()
     assert exporter.get_finished_spans() == ()
@@ -105,7 +105,7 @@ def test_a_ratio_of_nothing_traces_nothing(world: World) -> None:
 
 def test_a_collector_that_is_away_costs_no_release(world: World) -> None:
     traces = BrokerTraces(otlp_exporter("http://127.0.0.1:1"))
-    world.decide._observer = traces
+    world.judge.observer = traces
     assert bytes(world.ask().secret) == world.key
     traces.close()
 

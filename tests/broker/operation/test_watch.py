@@ -75,7 +75,7 @@ def test_a_view_does_not_change_under_its_reader(world: World, watch: Callable[[
 
 
 def test_looks_are_kept_for_seconds(world: World) -> None:
-    watched = Watch(world.broker, world.decide._collateral.current, simulated=True)
+    watched = Watch(world.broker, world.judge.collateral.current, simulated=True)
     first = watched.view()
     assert watched.view() is first
     assert watched.look() is first.look

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esealserve/wire/broker/v1.proto\x12\x13sealserve.broker.v1\"$\n\x10\x43hallengeRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\"<\n\x11\x43hallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x18\n\x10lifetime_seconds\x18\x02 \x01(\r\"j\n\x0eReleaseRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\x0c\x12\x17\n\x0fhpke_public_key\x18\x04 \x01(\x0c\x12\r\n\x05quote\x18\x05 \x01(\x0c\"!\n\x0fReleaseResponse\x12\x0e\n\x06sealed\x18\x01 \x01(\x0c\"_\n\x07Payload\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\x16\n\x0esecret_version\x18\x02 \x01(\r\x12\x15\n\rvolume_record\x18\x03 \x01(\x0c\x12\x15\n\rlease_seconds\x18\x04 \x01(\r2\xbd\x01\n\tKeyBroker\x12Z\n\tChallenge\x12%.sealserve.broker.v1.ChallengeRequest\x1a&.sealserve.broker.v1.ChallengeResponse\x12T\n\x07Release\x12#.sealserve.broker.v1.ReleaseRequest\x1a$.sealserve.broker.v1.ReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esealserve/wire/broker/v1.proto\x12\x13sealserve.broker.v1\"$\n\x10\x43hallengeRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\"<\n\x11\x43hallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x18\n\x10lifetime_seconds\x18\x02 \x01(\r\"\x82\x01\n\x0eReleaseRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\x0c\x12\x17\n\x0fhpke_public_key\x18\x04 \x01(\x0c\x12\r\n\x05quote\x18\x05 \x01(\x0c\x12\x16\n\x0esecret_version\x18\x06 \x01(\r\"!\n\x0fReleaseResponse\x12\x0e\n\x06sealed\x18\x01 \x01(\x0c\"q\n\x07Payload\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\x16\n\x0esecret_version\x18\x02 \x01(\r\x12\x15\n\rvolume_record\x18\x03 \x01(\x0c\x12\x15\n\rlease_seconds\x18\x04 \x01(\r\x12\x10\n\x08lease_id\x18\x05 \x01(\t\"a\n\x0cRenewRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\x0c\x12\r\n\x05quote\x18\x05 \x01(\x0c\"&\n\rRenewResponse\x12\x15\n\rlease_seconds\x18\x01 \x01(\r2\x8d\x02\n\tKeyBroker\x12Z\n\tChallenge\x12%.sealserve.broker.v1.ChallengeRequest\x1a&.sealserve.broker.v1.ChallengeResponse\x12T\n\x07Release\x12#.sealserve.broker.v1.ReleaseRequest\x1a$.sealserve.broker.v1.ReleaseResponse\x12N\n\x05Renew\x12!.sealserve.broker.v1.RenewRequest\x1a\".sealserve.broker.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +35,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHALLENGEREQUEST']._serialized_end=91
   _globals['_CHALLENGERESPONSE']._serialized_start=93
   _globals['_CHALLENGERESPONSE']._serialized_end=153
-  _globals['_RELEASEREQUEST']._serialized_start=155
-  _globals['_RELEASEREQUEST']._serialized_end=261
-  _globals['_RELEASERESPONSE']._serialized_start=263
-  _globals['_RELEASERESPONSE']._serialized_end=296
-  _globals['_PAYLOAD']._serialized_start=298
-  _globals['_PAYLOAD']._serialized_end=393
-  _globals['_KEYBROKER']._serialized_start=396
-  _globals['_KEYBROKER']._serialized_end=585
+  _globals['_RELEASEREQUEST']._serialized_start=156
+  _globals['_RELEASEREQUEST']._serialized_end=286
+  _globals['_RELEASERESPONSE']._serialized_start=288
+  _globals['_RELEASERESPONSE']._serialized_end=321
+  _globals['_PAYLOAD']._serialized_start=323
+  _globals['_PAYLOAD']._serialized_end=436
+  _globals['_RENEWREQUEST']._serialized_start=438
+  _globals['_RENEWREQUEST']._serialized_end=535
+  _globals['_RENEWRESPONSE']._serialized_start=537
+  _globals['_RENEWRESPONSE']._serialized_end=575
+  _globals['_KEYBROKER']._serialized_start=578
+  _globals['_KEYBROKER']._serialized_end=847
 # @@protoc_insertion_point(module_scope)

@@ -69,6 +69,7 @@ def upgrade() -> None:
         sa.Column("peer", sa.String(64), nullable=False),
         sa.Column("boot_id", sa.String(32), nullable=False),
         sa.Column("quote_sha256", sa.String(64), nullable=False),
+        sa.Column("rtmr3", sa.String(96), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("issued", sa.Float, nullable=False),
         sa.Column("renewed", sa.Float, nullable=False),
