@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
+from sealserve.attestation.appraisal import appraise
 from sealserve.attestation.policy import Policy
 from sealserve.errors import Refused
 from sealserve.guest.measure import client_policy, guest_events, measure, require_unmeasured
-from sealserve.tdx.eventlog import extend, replay
+from sealserve.tdx.eventlog import RuntimeEvent, extend, replay
 from sealserve.tdx.guest import TdxGuest
 from sealserve.volume.record import ModelEntry, VolumeRecord, record_digest
+from tests.simulated import NOW, fitting_policy, report, verified
 
 SPKI = bytes(range(32))
 SIGNED = b'{"signed": "record"}'
@@ -76,3 +79,20 @@ def test_a_clients_policy_demands_exactly_these_events() -> None:
         (event.name, event.payload.hex()) for event in events
     ]
     assert policy.simulation == "allowed"
+
+
+@pytest.mark.parametrize("rtmr3", [None, "00" * 48])
+def test_no_other_event_may_stand_between_them(rtmr3: str | None) -> None:
+    """Also made from a release policy that names the untouched RTMR3 a guest is released at."""
+    events = guest_events(SPKI, SIGNED, record())
+    (image,) = fitting_policy().releases
+    released = fitting_policy(releases=(replace(image, rtmr3=rtmr3),), required_events=())
+    policy = client_policy(released, events)
+    for log, codes in (
+        (events, []),
+        ((*events[:2], RuntimeEvent("shell"), *events[2:]), ["policy.rtmr3_unknown"]),
+        ((events[1], events[0], *events[2:]), ["policy.rtmr3_unknown"]),
+    ):
+        td = verified(report=report(rtmr3=replay(log)))
+        failures = appraise(policy, td, log, now=NOW).failures
+        assert [failure.code for failure in failures] == codes

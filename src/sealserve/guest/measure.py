@@ -15,7 +15,7 @@ from sealserve.broker.guest_events import guest_events
 from sealserve.broker.identity import BrokerIdentity
 from sealserve.errors import Refused
 from sealserve.files import read_limited
-from sealserve.tdx.eventlog import RuntimeEvent
+from sealserve.tdx.eventlog import RuntimeEvent, replay
 from sealserve.tdx.guest import TdxGuest
 from sealserve.volume.owner import load_owner_public
 from sealserve.volume.record import open_record
@@ -45,11 +45,18 @@ def events_ahead(
 
 
 def client_policy(release_policy: Policy, events: tuple[RuntimeEvent, ...]) -> Policy:
-    """What a client may demand: the same guest image, and exactly these events in RTMR3."""
+    """What a client may demand: the same guest image, and exactly these events in RTMR3.
+
+    The events by themselves would let others stand between them, and RTMR3 by
+    itself would not be explained; so both are demanded. What the release policy
+    says about RTMR3 is about a guest that has measured nothing yet.
+    """
+    rtmr3 = replay(events).hex()
     required = tuple(
         RequiredEvent(name=event.name, payload=event.payload.hex()) for event in events
     )
-    return replace(release_policy, required_events=required)
+    releases = tuple(replace(release, rtmr3=rtmr3) for release in release_policy.releases)
+    return replace(release_policy, releases=releases, required_events=required)
 
 
 def require_unmeasured(td: TdxGuest) -> None:
