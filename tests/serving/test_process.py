@@ -76,7 +76,7 @@ def test_sigterm_finishes_the_request_under_way_and_exits_0(models: Path, tmp_pa
         assert child.wait(30) == 0
     events = [json.loads(line) for line in log.read_text().splitlines()]
     names = [event["event"] for event in events]
-    assert names[-2:] == ["draining", "stopped"]
+    assert names[-3:] == ["draining", "model_unloaded", "stopped"]
     serving = events[names.index("serving")]
     assert {"grpc": serving["grpc"], "rest": serving["rest"]} == ports
     assert serving["tls"] is True

@@ -1,192 +1,223 @@
-"""The models and versions this server has: found, loaded, handed out, unloaded.
+"""How models come and go: found, loaded, swapped, tried again, unloaded.
 
 Rules this module keeps:
 
-* Each version goes START -> LOADING -> AVAILABLE -> UNLOADING -> END, as in
-  TensorFlow Serving's ``ServableState``; a load that fails goes to END with its
-  error. One bad version never takes another one down.
-* A version is used through a handle. Unloading waits for the handles, so that a
-  model never vanishes under a request.
-* A version directory has a number for a name; ``00000123`` is version 123.
+* Availability comes first: what is new is loaded before what is old is unloaded,
+  and an old version goes only when a wanted one is there to take its place.
+* One bad version never takes another one down: its failure is its own state.
+* A load that failed is tried again, and once more whenever its directory changes;
+  what a model can never become right by waiting is not tried again.
+* Loading while requests are served gives way to them: it runs in a thread of low
+  priority (Linux gives each thread its own).
+* All changes are made in one thread at a time; requests never wait for them.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import IntEnum
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
-from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
+from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.logs import Log
-from sealserve.serving.config import Latest, ModelConfig, Specific
+from sealserve.serving.config import LifeConfig, ModelConfig
+from sealserve.serving.labels import assign_labels
 from sealserve.serving.runtimes.base import Model, Runtime
-from sealserve.serving.status import Status, status_of
+from sealserve.serving.servable import (
+    Handle,
+    ModelSpec,
+    Servable,
+    State,
+    VersionStatus,
+    load_error,
+    stamps,
+)
+from sealserve.serving.status import status_of
+from sealserve.serving.table import Entry, Table
+from sealserve.serving.versions import find_versions
 
 __all__ = ["Catalog", "Handle", "ModelSpec", "State", "VersionStatus"]
 
-_MAX_VERSION = 2**63 - 1
+_LOW_PRIORITY: Final = 10
+# The file as it is cannot be served; no pause changes that.
+_FINAL = frozenset(
+    f"servable.{name}"
+    for name in (
+        "differs", "inexact", "no_runtime", "no_signature", "precision", "runtime_cannot",
+        "stateful", "tags_not_found",
+    )
+)  # fmt: skip
 
 
-class State(IntEnum):
-    """ModelVersionStatus.State."""
-
-    START = 10
-    LOADING = 20
-    AVAILABLE = 30
-    UNLOADING = 40
-    END = 50
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which model a request means: its newest version, that version, or that label."""
-
-    name: str
-    version: int | None = None
-    label: str | None = None
-
-
-@dataclass(frozen=True)
-class VersionStatus:
-    """One version's state; ``code`` and ``message`` say why it ended."""
-
-    version: int
-    state: State
-    code: Status = Status.OK
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class Handle:
-    """A loaded version, kept loaded while the handle lives."""
-
-    name: str
-    version: int
-    model: Model
-
-
-@dataclass
-class _Servable:
-    status: VersionStatus
-    model: Model | None = None
-    users: int = 0
-
-
-@dataclass
-class _Entry:
-    labels: dict[str, int]
-    versions: dict[int, _Servable] = field(default_factory=dict)
-
-
-class Catalog:
+class Catalog(Table):
     """All models of one server; every method may be called from any thread."""
 
-    def __init__(self, models: tuple[ModelConfig, ...], runtime: Runtime, log: Log) -> None:
-        self._configs = models
+    def __init__(
+        self,
+        models: Sequence[ModelConfig],
+        runtime: Runtime,
+        log: Log,
+        life: LifeConfig = LifeConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        self._configs = {model.name: model for model in models}
         self._runtime = runtime
         self._log = log
-        self._lock = threading.Lock()
-        self._released = threading.Condition(self._lock)
-        self._entries = {model.name: _Entry(dict(model.labels)) for model in models}
+        self._life = life
+        self._changing = threading.Lock()
+        self._gentle = False
+        self._told: dict[str, str] = {}
+        self._retiring: list[threading.Thread] = []
+        self._closed = False
 
     def load(self) -> None:
         """Find and load every version that the policies ask for; failures become states."""
-        for config in self._configs:
-            versions = _find_versions(config)
-            if not versions:
-                self._log.warning("no_versions", model=config.name, base_path=str(config.base_path))
-            for version, path in versions.items():
-                self._load(config.name, version, path)
+        with self._changing:
+            self._settle_all()
+            self._gentle = True
 
-    @contextmanager
-    def acquire(self, spec: ModelSpec) -> Iterator[Handle]:
-        """Hold a loaded version.
+    def refresh(self) -> None:
+        """Look at the base paths again, and make true what they and the policies ask for."""
+        with self._changing:
+            if not self._closed:
+                self._settle_all()
 
-        Raises:
-            InputError: ``request.servable_not_found`` or ``request.label_unknown``.
-        """
-        with self._lock:
-            version, servable, model = self._find(spec)
-            servable.users += 1
-        try:
-            yield Handle(spec.name, version, model)
-        finally:
-            with self._released:
-                servable.users -= 1
-                self._released.notify_all()
-
-    def statuses(self, spec: ModelSpec) -> list[VersionStatus]:
-        """The states of a model's versions, newest first.
+    def reload(self, models: Sequence[ModelConfig]) -> None:
+        """Serve these models and no others; returns when that is so.
 
         Raises:
-            InputError: ``request.versions_not_found`` or ``request.label_unknown``.
+            InputError: ``servable.label_unavailable``; everything else is in force.
+            Unavailable: ``servable.not_available``: a model has no version that can serve.
         """
-        with self._lock:
-            entry = self._entries.get(spec.name)
-            known = entry.versions if entry else {}
-            version = self._version_of(entry, spec) if entry else spec.version
-            if version is None:
-                wanted = sorted(known, reverse=True)
-            else:
-                wanted = [version] if version in known else []
-            if not wanted:
-                what = "any versions" if version is None else f"version {version}"
-                raise InputError(
-                    "request.versions_not_found", f"Could not find {what} of model {spec.name}"
-                )
-            return [known[number].status for number in wanted]
+        with self._changing:
+            if self._closed:
+                raise Unavailable("serve.stopping", "the server is stopping")
+            self._configs = {model.name: model for model in models}
+            refused = self._settle_all()
+            lacking = self._lacking()
+        if lacking:
+            raise Unavailable(
+                "servable.not_available",
+                f"{len(lacking)} model(s) did not become available: {{{', '.join(lacking)}}}",
+            )
+        if refused:
+            raise refused[0]
 
-    def available(self) -> list[tuple[str, int]]:
-        """The name and version of everything that can be served now."""
+    def retry_due(self) -> float | None:
+        """Monotonic time of the next attempt at a load that failed; None: there is none."""
         with self._lock:
-            return [
-                (name, version)
-                for name, entry in self._entries.items()
-                for version, servable in sorted(entry.versions.items())
-                if servable.model is not None
+            times = [
+                each.retry_at
+                for entry in self._entries.values()
+                for each in entry.versions.values()
+                if each.retry_at is not None
             ]
+        return min(times, default=None)
 
     def close(self) -> None:
         """Unload everything; waits for the handles that are out."""
-        with self._released:
-            servables = [
-                servable for entry in self._entries.values() for servable in entry.versions.values()
-            ]
-            models = []
-            for servable in servables:
-                if servable.model is not None:
-                    models.append(servable.model)
-                    servable.model = None
-                    servable.status = VersionStatus(servable.status.version, State.UNLOADING)
-            self._released.wait_for(lambda: all(servable.users == 0 for servable in servables))
-        for model in models:
-            model.close()
-        with self._lock:
-            for servable in servables:
-                if servable.status.state is State.UNLOADING:
-                    servable.status = VersionStatus(servable.status.version, State.END)
+        with self._changing:
+            self._closed = True
+            for name, entry in self._entries.items():
+                for servable in entry.versions.values():
+                    servable.retry_at = None
+                    self._retire(name, servable)
+            retiring, self._retiring = self._retiring, []
+        for thread in retiring:
+            thread.join()
 
-    def _load(self, name: str, version: int, path: Path) -> None:
-        servable = _Servable(VersionStatus(version, State.START))
+    def _settle_all(self) -> list[InputError]:
+        """Make the table what the configuration asks for; gives the labels it had to refuse."""
         with self._lock:
-            self._entries[name].versions[version] = servable
-            servable.status = VersionStatus(version, State.LOADING)
+            for name in self._configs:
+                self._entries.setdefault(name, Entry())
+            gone = [name for name in self._entries if name not in self._configs]
+        for name in gone:
+            self._settle_gone(name)
+        self._retiring = [thread for thread in self._retiring if thread.is_alive()]
+        configs = list(self._configs.values())
+        if self._life.load_threads > 1 and len(configs) > 1:
+            with ThreadPoolExecutor(self._life.load_threads, "settle") as pool:
+                refused = list(pool.map(self._settle, configs))
+        else:
+            refused = [self._settle(config) for config in configs]
+        return [each for one in refused for each in one]
+
+    def _settle(self, config: ModelConfig) -> list[InputError]:
+        entry = self._entries[config.name]
+        entry.wanted = True
         try:
-            model = self._runtime.load(path)
+            wanted = find_versions(config)
+        except SealserveError as error:
+            self._tell_once(config.name, error)
+            wanted = None
+        if wanted is not None:
+            if wanted:
+                self._told.pop(config.name, None)
+            else:
+                self._tell_once(config.name, None, str(config.base_path))
+            # The newest first: it is what most requests ask for.
+            for version in sorted(wanted, reverse=True):
+                if self._needs_load(entry, version, wanted[version]):
+                    self._load(config.name, entry, version, wanted[version])
+        # A label follows its new version before the old one is unloaded.
+        with self._lock:
+            refused = assign_labels(config, entry, early=self._life.early_labels)
+        for refusal in refused:
+            self._tell_label(config.name, refusal)
+        if wanted is not None:
+            self._unload_unwanted(config.name, entry, wanted)
+        return refused
+
+    def _settle_gone(self, name: str) -> None:
+        entry = self._entries[name]
+        with self._lock:
+            entry.wanted = False
+            entry.labels = {}
+        self._unload_unwanted(name, entry, {})
+
+    def _needs_load(self, entry: Entry, version: int, path: Path) -> bool:
+        servable = entry.versions.get(version)
+        if servable is None or servable.path != path:
+            return True
+        if servable.failed:
+            due = servable.retry_at is not None and time.monotonic() >= servable.retry_at
+            return due or stamps(path) != servable.seen
+        return servable.model is None
+
+    def _load(self, name: str, entry: Entry, version: int, path: Path) -> None:
+        before = entry.versions.get(version)
+        servable = Servable(path, VersionStatus(version, State.START))
+        same_path = before is not None and before.path == path
+        servable.failures = before.failures if before is not None and same_path else 0
+        servable.seen = stamps(path)
+        replaces = before is not None and before.model is not None
+        with self._lock:
+            # A version whose directory has moved serves on from the old one until then.
+            if not replaces:
+                entry.versions[version] = servable
+            servable.move(State.LOADING)
+        try:
+            model = self._load_aside(path)
         except Exception as error:  # whatever a model does to its runtime, the others serve on
-            failure = error if isinstance(error, SealserveError) else _load_error(error, path)
-            self._log.error("model_failed", model=name, version=version, **failure.to_dict())
-            with self._lock:
-                servable.status = VersionStatus(
-                    version, State.END, status_of(failure), failure.message
-                )
+            failure = error if isinstance(error, SealserveError) else load_error(error, path)
+            self._note_failure(name, servable, failure)
+            if replaces and before is not None:
+                before.path, before.seen = path, servable.seen  # not again until it changes
             return
         with self._lock:
+            servable.failures = 0
             servable.model = model
-            servable.status = VersionStatus(version, State.AVAILABLE)
+            servable.move(State.AVAILABLE)
+            entry.versions[version] = servable
+        if before is not None:
+            self._retire(name, before)
         self._log.info(
             "model_available",
             model=name,
@@ -196,60 +227,110 @@ class Catalog:
             refused=sorted(model.refused),
         )
 
-    def _find(self, spec: ModelSpec) -> tuple[int, _Servable, Model]:
-        entry = self._entries.get(spec.name)
-        if entry:
-            version = self._version_of(entry, spec)
-            for number in sorted(entry.versions, reverse=True):
-                servable = entry.versions[number]
-                if servable.model is not None and version in (None, number):
-                    return number, servable, servable.model
-        else:
-            version = spec.version
-        wanted = f"Latest({spec.name})" if version is None else f"Specific({spec.name}, {version})"
-        raise InputError("request.servable_not_found", f"Servable not found for request: {wanted}")
-
-    @staticmethod
-    def _version_of(entry: _Entry, spec: ModelSpec) -> int | None:
-        if spec.label is None:
-            return spec.version
-        if spec.label not in entry.labels:
-            raise InputError(
-                "request.label_unknown", f"Unrecognized servable version label: {spec.label}"
-            )
-        return entry.labels[spec.label]
-
-
-def _find_versions(config: ModelConfig) -> dict[int, Path]:
-    """The version directories that the policy selects, oldest first."""
-    found: dict[int, Path] = {}
-    try:
-        children = sorted(config.base_path.iterdir())
-    except OSError:
-        children = []
-    for child in children:
-        if child.name.isascii() and child.name.isdigit() and child.is_dir():
-            version = int(child.name)
-            if version <= _MAX_VERSION:
-                found.setdefault(version, child)
-    numbers = sorted(found)
-    match config.policy:
-        case Latest(count):
-            numbers = numbers[-count:]
-        case Specific(versions):
-            numbers = [number for number in numbers if number in versions]
-    return {number: found[number] for number in numbers}
-
-
-def _load_error(error: Exception, path: Path) -> SealserveError:
-    if isinstance(error, OSError | MemoryError):
-        return Unavailable(
-            "servable.load_failed",
-            f"the model cannot be loaded: {getattr(error, 'strerror', None) or 'out of memory'}",
-            where=str(path),
+    def _note_failure(self, name: str, servable: Servable, failure: SealserveError) -> None:
+        again = servable.failures < self._life.load_retries and failure.code not in _FINAL
+        with self._lock:
+            servable.failures += 1
+            servable.retry_at = time.monotonic() + self._life.retry_seconds if again else None
+            servable.move(State.END, status_of(failure), failure.message)
+        self._log.error(
+            "model_failed",
+            model=name,
+            version=servable.status.version,
+            attempt=servable.failures,
+            tried_again=again,
+            **failure.to_dict(),
         )
-    return InternalError(
-        "servable.load_unexpected",
-        f"unexpected {type(error).__name__} while loading the model",
-        where=str(path),
-    )
+
+    def _load_aside(self, path: Path) -> Model:
+        """Load in a thread of its own, which ends with its low priority."""
+        if not self._gentle:
+            return self._runtime.load(path)
+        answer: list[Model] = []
+        failure: list[Exception] = []
+
+        def work() -> None:
+            try:
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+                answer.append(self._runtime.load(path))
+            except Exception as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=work, name="load")
+        thread.start()
+        thread.join()
+        if failure:
+            raise failure[0]
+        return answer[0]
+
+    def _unload_unwanted(self, name: str, entry: Entry, wanted: dict[int, Path]) -> None:
+        with self._lock:
+            served = {n for n, each in entry.versions.items() if each.model is not None}
+            replaced = not wanted or bool(served & set(wanted))
+            old = [entry.versions[n] for n in served - set(wanted)] if replaced else []
+            for number, each in list(entry.versions.items()):
+                if number not in wanted and each.failed:
+                    each.retry_at = None
+                    each.failures = 0
+        for servable in old:
+            self._retire(name, servable)
+        with self._lock:
+            entry.forget_old()
+
+    def _retire(self, name: str, servable: Servable) -> None:
+        """Take a version from the clients now, and from memory when its handles are back."""
+        with self._lock:
+            model, servable.model = servable.model, None
+            if model is None:
+                return
+            servable.move(State.UNLOADING)
+        thread = threading.Thread(target=self._unload, args=(name, servable, model), name="unload")
+        self._retiring.append(thread)
+        thread.start()
+
+    def _unload(self, name: str, servable: Servable, model: Model) -> None:
+        with self._released:
+            self._released.wait_for(lambda: servable.users == 0)
+        model.close()
+        del model
+        _return_memory()
+        with self._lock:
+            servable.move(State.END)
+        self._log.info("model_unloaded", model=name, version=servable.status.version)
+
+    def _lacking(self) -> list[str]:
+        lacking = []
+        with self._lock:
+            for name in self._configs:
+                versions = self._entries[name].versions
+                if any(each.model is not None for each in versions.values()):
+                    continue
+                newest = max(versions, default=None)
+                why = versions[newest].status.message if newest is not None else "no versions"
+                lacking.append(f"{{name: {name} version: {newest}}} due to error: {why}")
+        return lacking
+
+    def _tell_once(self, name: str, error: SealserveError | None, base_path: str = "") -> None:
+        """A base path that stays empty or unreadable is told once, not at every poll."""
+        text = str(error)
+        if self._told.get(name) == text:
+            return
+        self._told[name] = text
+        if error is None:
+            self._log.warning("no_versions", model=name, base_path=base_path)
+        else:
+            self._log.warning("no_versions", model=name, **error.to_dict())
+
+    def _tell_label(self, name: str, refusal: InputError) -> None:
+        key = f"{name} label"
+        if self._told.get(key) != refusal.message:
+            self._told[key] = refusal.message
+            self._log.warning("label_not_assigned", model=name, **refusal.to_dict())
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system; the C library would keep it for later."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)

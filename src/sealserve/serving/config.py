@@ -24,12 +24,14 @@ __all__ = [
     "MAX_CONFIG_BYTES",
     "All",
     "Latest",
+    "LifeConfig",
     "ModelConfig",
     "RuntimeConfig",
     "ServerConfig",
     "Specific",
     "TlsConfig",
     "VersionPolicy",
+    "model_configs",
     "read_model_config",
 ]
 
@@ -73,6 +75,32 @@ class ModelConfig:
     base_path: Path
     policy: VersionPolicy = field(default_factory=Latest)
     labels: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class LifeConfig:
+    """How versions come and go while the server runs.
+
+    Attributes:
+        file_poll_seconds: how often base paths are searched for versions; 0: only when the
+            models change.
+        config_file: the model_config_list to read again; None when flags name the model.
+        config_poll_seconds: how often; 0: never.
+        load_threads: models that are loaded side by side.
+        load_retries: how often a load that failed is tried again.
+        retry_seconds: the pause before that.
+        early_labels: a label that is not in use may be given to a version that is not available.
+        roots: the directories in which a reload request may place base paths.
+    """
+
+    file_poll_seconds: float = 0.0
+    config_file: Path | None = None
+    config_poll_seconds: float = 0.0
+    load_threads: int = 1
+    load_retries: int = 5
+    retry_seconds: float = 60.0
+    early_labels: bool = False
+    roots: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +154,7 @@ class ServerConfig:
         max_request_bytes: the largest request either front reads.
         tensor_content: answer with ``tensor_content`` instead of typed fields.
         runtime: how models are run.
+        life: how versions come and go.
         drain_seconds: how long a stopping server waits for the requests it has begun.
         log_note: stands in every line of the log; a simulated guest says so with it.
         ready_fd: a file descriptor that gets one JSON line with the ports.
@@ -145,6 +174,7 @@ class ServerConfig:
     max_request_bytes: int = 256 * 2**20
     tensor_content: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    life: LifeConfig = field(default_factory=LifeConfig)
     drain_seconds: float = 25.0
     log_note: str = ""
     ready_fd: int | None = None
@@ -172,34 +202,56 @@ def read_model_config(path: Path) -> tuple[ModelConfig, ...]:
             where=str(path),
             hint='an entry looks like model_config_list { config { name: "m" base_path: "m" } }',
         ) from None
-    models = tuple(_model_config(entry, path) for entry in parsed.model_config_list.config)
-    names = [model.name for model in models]
-    for name in names:
-        if names.count(name) > 1:
-            raise _bad_entry(f"Illegal to list model {name} multiple times in config list", path)
+    models = model_configs(parsed, path.resolve().parent, str(path))
     if not models:
-        raise _bad_entry("the model_config_list names no model", path)
+        raise _bad_entry("the model_config_list names no model", str(path))
     return models
 
 
-def _model_config(entry: config_pb2.ModelConfig, path: Path) -> ModelConfig:
+def model_configs(
+    wire: config_pb2.ModelServerConfig, start: Path, where: str
+) -> tuple[ModelConfig, ...]:
+    """Check a ``model_config_list``.
+
+    Args:
+        wire: the message.
+        start: where relative base paths start.
+        where: what the message came from, for errors.
+
+    Raises:
+        InputError: ``serve_config.model_list``.
+    """
+    models = tuple(_model_config(entry, start, where) for entry in wire.model_config_list.config)
+    names: set[str] = set()
+    for model in models:
+        if model.name in names:
+            raise _bad_entry(
+                f"Illegal to list model {model.name} multiple times in config list", where
+            )
+        names.add(model.name)
+    return models
+
+
+def _model_config(entry: config_pb2.ModelConfig, start: Path, where: str) -> ModelConfig:
     if not entry.name or not entry.base_path:
-        raise _bad_entry("an entry has no name or no base_path", path)
+        raise _bad_entry("an entry has no name or no base_path", where)
+    if "\0" in entry.base_path:
+        raise _bad_entry(f"the base_path of model {entry.name} is no path", where)
     if entry.model_platform not in ("", "tensorflow"):
         raise _bad_entry(
             f"model {entry.name} has model_platform {entry.model_platform!r}; "
             "only 'tensorflow' is served",
-            path,
+            where,
         )
     return ModelConfig(
         name=entry.name,
-        base_path=path.resolve().parent / entry.base_path,
-        policy=_policy(entry, path),
+        base_path=start / entry.base_path,
+        policy=_policy(entry, where),
         labels=tuple(sorted(entry.version_labels.items())),
     )
 
 
-def _policy(entry: config_pb2.ModelConfig, path: Path) -> VersionPolicy:
+def _policy(entry: config_pb2.ModelConfig, where: str) -> VersionPolicy:
     policy = entry.model_version_policy
     match policy.WhichOneof("policy_choice"):
         case "all":
@@ -207,12 +259,12 @@ def _policy(entry: config_pb2.ModelConfig, path: Path) -> VersionPolicy:
         case "specific":
             if not policy.specific.versions:
                 raise _bad_entry(
-                    f"the specific policy of model {entry.name} names no version", path
+                    f"the specific policy of model {entry.name} names no version", where
                 )
             return Specific(tuple(sorted(set(policy.specific.versions))))
         case _:
             return Latest(policy.latest.num_versions or 1)
 
 
-def _bad_entry(message: str, path: Path) -> InputError:
-    return InputError("serve_config.model_list", message, where=str(path))
+def _bad_entry(message: str, where: str) -> InputError:
+    return InputError("serve_config.model_list", message, where=where)

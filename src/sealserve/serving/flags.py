@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sealserve.errors import InputError
 from sealserve.serving.config import (
+    LifeConfig,
     ModelConfig,
     RuntimeConfig,
     ServerConfig,
@@ -61,7 +62,6 @@ def _no_effect(name: str, default: bool | int | str, why: str) -> Flag:
     return Flag(name, default, why, Effect.WARNED)
 
 
-_STARTS_ONCE = "versions are found and loaded once, at start"
 _NO_TENSORFLOW = "there is no TensorFlow in this server"
 _NO_BATCHING = "requests are not gathered into batches"
 
@@ -71,6 +71,32 @@ FLAGS: tuple[Flag, ...] = (
     Flag("model_base_path", "", "directory that holds one directory per version"),
     Flag("model_config_file", "", "model_config_list; relative base_paths start at its directory"),
     Flag("saved_model_tags", "serve", "tags of the meta graph to serve, comma-separated"),
+    Flag(
+        "file_system_poll_wait_seconds",
+        1,
+        "how often base paths are searched for new versions; 0: at start only",
+    ),
+    Flag(
+        "model_config_file_poll_wait_seconds",
+        0,
+        "how often the model config file is read again; 0: never",
+    ),
+    Flag("num_load_threads", 0, "models loaded side by side; 0: one after the other"),
+    Flag("max_num_load_retries", 5, "how often a load that failed is tried again"),
+    Flag("load_retry_interval_micros", 60_000_000, "the pause before that"),
+    Flag(
+        "allow_version_labels_for_unavailable_models",
+        False,
+        "a label that is not in use may be given to a version before it is available",
+    ),
+    Flag(
+        "model_root",
+        "",
+        "directory in which reload requests may place base paths; repeatable; without it those "
+        "that hold the base paths given at start",
+        own=True,
+        many=True,
+    ),
     # Where.
     Flag("port", 8500, "gRPC port; 0 picks a free one"),
     Flag("rest_api_port", 0, "REST port; no REST unless given; an explicit 0 picks a free one"),
@@ -112,13 +138,7 @@ FLAGS: tuple[Flag, ...] = (
     _no_effect("enable_batching", False, _NO_BATCHING),
     _no_effect("batching_parameters_file", "", _NO_BATCHING),
     _no_effect("enable_per_model_batching_parameters", False, _NO_BATCHING),
-    _no_effect("allow_version_labels_for_unavailable_models", False, "labels are fixed at start"),
-    _no_effect("model_config_file_poll_wait_seconds", 0, "the file is read once, at start"),
-    _no_effect("file_system_poll_wait_seconds", 1, _STARTS_ONCE),
-    _no_effect("num_load_threads", 0, "models are loaded one after the other"),
-    _no_effect("num_unload_threads", 0, "models are unloaded when the server ends"),
-    _no_effect("max_num_load_retries", 5, "a load that fails is not tried again"),
-    _no_effect("load_retry_interval_micros", 60_000_000, "a load that fails is not tried again"),
+    _no_effect("num_unload_threads", 0, "each version is unloaded as soon as it is free"),
     _no_effect("flush_filesystem_caches", True, "the page cache is the kernel's affair"),
     _no_effect("tensorflow_session_config_file", "", _NO_TENSORFLOW),
     _no_effect("platform_config_file", "", "there is one platform: tensorflow"),
@@ -158,8 +178,9 @@ def parse(argv: Sequence[str]) -> ServerConfig:
     _check_together(given)
     cores = len(os.sched_getaffinity(0))
     session = given.number("tensorflow_session_parallelism")
+    models = _models(given)
     return ServerConfig(
-        models=_models(given),
+        models=models,
         tls=TlsConfig(
             ssl_config_file=given.path("ssl_config_file"),
             identity_files=tuple(Path(path) for path in given.all("tls_identity_file")),
@@ -181,6 +202,7 @@ def parse(argv: Sequence[str]) -> ServerConfig:
             streams=given.number("tensorflow_inter_op_parallelism") or session,
             tensorflow=given.text("tensorflow_runtime"),
         ),
+        life=_life(given, models),
         drain_seconds=given.number("drain_seconds", 0, 86_400),
         log_note=given.text("log_note"),
         ready_fd=given.number("ready_fd", 0) if given.has("ready_fd") else None,
@@ -313,6 +335,21 @@ def _models(given: _Given) -> tuple[ModelConfig, ...]:
             hint="give --model_base_path=DIR (and --model_name) or --model_config_file=FILE",
         )
     return (ModelConfig(given.text("model_name"), base_path.absolute()),)
+
+
+def _life(given: _Given, models: tuple[ModelConfig, ...]) -> LifeConfig:
+    roots = [Path(root).resolve() for root in given.all("model_root")]
+    return LifeConfig(
+        # TensorFlow Serving takes a negative number for "never".
+        file_poll_seconds=max(0, given.number("file_system_poll_wait_seconds", -(2**31))),
+        config_file=given.path("model_config_file"),
+        config_poll_seconds=given.number("model_config_file_poll_wait_seconds"),
+        load_threads=given.number("num_load_threads", 0, 256) or 1,
+        load_retries=given.number("max_num_load_retries"),
+        retry_seconds=given.number("load_retry_interval_micros", 0, 2**53) / 1e6,
+        early_labels=given.switch("allow_version_labels_for_unavailable_models"),
+        roots=tuple(roots or sorted({model.base_path.resolve().parent for model in models})),
+    )
 
 
 def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:

@@ -25,6 +25,7 @@ from sealserve.serving.grpc_front import GrpcFront
 from sealserve.serving.rest_front import RestFront
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.tls import TlsSource
+from sealserve.serving.watcher import Watcher
 from sealserve.stopping import StopSignals
 
 __all__ = ["Server", "run"]
@@ -44,6 +45,7 @@ class Server:
         self._catalog: Catalog | None = None
         self._grpc: GrpcFront | None = None
         self._rest: RestFront | None = None
+        self._watcher: Watcher | None = None
         self.ports: dict[str, int] = {}
 
     def start(self) -> None:
@@ -60,7 +62,10 @@ class Server:
         tls = self._tls()
         try:
             self._catalog = Catalog(
-                self._config.models, ChoosingRuntime(self._config.runtime, self._log), self._log
+                self._config.models,
+                ChoosingRuntime(self._config.runtime, self._log),
+                self._log,
+                self._config.life,
             )
             dataplane = Dataplane(self._catalog)
             self._grpc = GrpcFront(dataplane, self._config, tls, self._log)
@@ -72,6 +77,8 @@ class Server:
             self._grpc.start()
             if self._rest is not None:
                 self._rest.start()
+            self._watcher = Watcher(self._catalog, self._config.life, self._log)
+            self._watcher.start()
         except BaseException:
             self.stop(0)
             raise
@@ -86,6 +93,9 @@ class Server:
         if grace is None:
             grace = self._config.drain_seconds
         self._log.info("draining", seconds=grace)
+        if self._watcher:
+            self._watcher.stop()
+            self._watcher = None
         # Both fronts drain at the same time, within one grace period.
         rest = threading.Thread(target=self._rest.stop) if self._rest else None
         if rest:

@@ -1,0 +1,75 @@
+"""A runtime whose models do what a test tells them, without any machine learning."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sealserve.errors import InputError, SealserveError
+from sealserve.serving.runtimes.base import Model, Runtime, Signature, TensorSpec
+from sealserve.wire.tensorflow import graph_pb2
+from sealserve.wire.tensorflow import tensor_pb2 as pb
+from sealserve.wire.tensors import Array
+
+VECTOR = TensorSpec(pb.DT_FLOAT, (-1,))
+
+
+class FakeModel(Model):
+    """Adds its version's number to ``x``."""
+
+    def __init__(self, path: Path) -> None:
+        definition = graph_pb2.SignatureDef(method_name="tensorflow/serving/predict")
+        self.definitions = {"serving_default": definition}
+        self.refused: Mapping[str, SealserveError] = {}
+        self.signatures = {
+            "serving_default": Signature("serving_default", {"x": VECTOR}, {"y": VECTOR}, "")
+        }
+        self.version = int(path.name)
+        self.closed = False
+        self.begun = threading.Event()
+        self.may_end = threading.Event()
+        self.may_end.set()
+
+    def run(
+        self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        assert not self.closed, "a model was used after it had been unloaded"
+        self.begun.set()
+        assert self.may_end.wait(60)
+        return {"y": inputs["x"] + self.version}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeRuntime(Runtime):
+    """Loads a directory; one that holds a file ``bad`` cannot be loaded."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.loads: list[str] = []
+        self.models: dict[str, FakeModel] = {}
+        self.may_load = threading.Event()
+        self.may_load.set()
+
+    def load(self, path: Path) -> Model:
+        key = f"{path.parent.name}/{path.name}"
+        self.loads.append(key)
+        assert self.may_load.wait(60)
+        bad = path / "saved_model.pb"
+        if bad.exists():
+            raise InputError(bad.read_text().strip(), "this version is bad")
+        self.models[key] = FakeModel(path)
+        return self.models[key]
+
+
+def make_versions(base: Path, *versions: object, bad: str = "") -> Path:
+    """Version directories; ``bad`` is the error code with which their load fails."""
+    for version in versions:
+        directory = base / str(version)
+        directory.mkdir(parents=True, exist_ok=True)
+        if bad:
+            (directory / "saved_model.pb").write_text(bad)
+    return base
