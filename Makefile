@@ -59,6 +59,9 @@ $(ORACLE)/oracle.stamp: requirements/oracle.txt
 	$(ORACLE)/bin/python $(PIP_INSTALL) -r requirements/oracle.txt
 	touch $@
 
+bench-volume: $(VENV)/dev.stamp ## How fast volumes are, beside the raw file, OpenSSL and qemu-storage-daemon (needs root)
+	$(BIN)/python -m bench.volume $(BENCH_ARGS)
+
 fuzz: $(VENV)/fuzz.stamp ## Fuzz every reader of input from outside, FUZZ_SECONDS each
 	$(BIN)/python -m fuzz.run --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 

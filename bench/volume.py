@@ -1,101 +1,255 @@
-"""How fast a sealed volume is read, beside what bounds it, all in one run.
+"""How fast a volume is read and written, beside what bounds it and what it competes with.
 
-raw file, OpenSSL's own XTS over 4096-byte sectors, the engine without and with
-verification, and the mounted file (fuse driver, loop device, ext4). Each figure
-is the median of the rounds, page caches dropped before every cold read. For the
-mounted read two processes share the cores; dropping caches needs root.
+The fuse driver with 4096-byte sectors: the engine alone, mounted sealed (verified on
+read) and mounted writable; the raw file, OpenSSL's own XTS over 4096-byte sectors and
+qemu-storage-daemon's LUKS export, all in one run. Each figure is the median of the
+rounds, caches dropped before every read; each write ends with fsync. A figure with a
+bar says whether it is met. On a machine that is busy the figures mean little.
 
-Example: .venv/bin/python bench/volume.py --mib 512 --rounds 3
+Needs root (loop devices).
+
+Example: .venv/bin/python -m bench.volume --mib 512 --rounds 3
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import mmap
 import os
+import random
 import re
 import secrets
 import statistics
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from bench import qemu_export
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.volume.headers import CRAFTED
 
 from sealserve import logs
+from sealserve.errors import Refused
 from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher
-from sealserve.volume.engine import SealedView, verify_file
-from sealserve.volume.maker import create_sealed
-from sealserve.volume.mount import mount_sealed
+from sealserve.volume.engine import SealedView, WritableView, verify_file
+from sealserve.volume.maker import create_sealed, create_writable
+from sealserve.volume.mount import Mount, mount_sealed, mount_writable
 from sealserve.volume.record import BLOCK_SIZE, VolumeRecord, open_record
 
 CHUNK = 1 << 20
+IOPS_SECONDS = 2.0
+IOPS_DEPTH = 8
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    name: str
+    value: float
+    unit: str
+    bar: float | None = None
+    at_most: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Whether the bar is met."""
+        if self.bar is None:
+            return ""
+        met = self.value <= self.bar if self.at_most else self.value >= self.bar
+        return f"{'<=' if self.at_most else '>='} {self.bar:g}: {'met' if met else 'NOT MET'}"
+
+
+@dataclass
+class Bench:
+    """Where it is measured, and what has been measured so far."""
+
+    place: Path
+    mib: int
+    rounds: int
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    owner: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    figures: list[Figure] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the measured file."""
+        return self.mib << 20
+
+    def speed(
+        self, name: str, work: Callable[[], int], *cached: Path, bar: float | None = None
+    ) -> None:
+        """Median speed of some work that returns its bytes; ``cached`` is dropped before each."""
+
+        def once() -> float:
+            drop_caches(*cached)
+            started = time.perf_counter()
+            return work() / (time.perf_counter() - started) / 1e6
+
+        self.add(name, statistics.median(once() for _ in range(self.rounds)), "MB/s", bar)
+
+    def add(
+        self, name: str, value: float, unit: str, bar: float | None = None, *, at_most: bool = False
+    ) -> None:
+        """Note a figure."""
+        self.figures.append(Figure(name, value, unit, bar, at_most))
 
 
 def main() -> None:
-    """Make a volume, read it in every way, print the figures."""
+    """Measure everything, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--directory", type=Path, help="where the volume is made")
+    parser.add_argument("--directory", type=Path, help="where the volumes are made")
     options = parser.parse_args()
     logs.configure()
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
-        figures = measure(Path(scratch), options.mib, options.rounds)
+        bench = Bench(Path(scratch), options.mib, options.rounds)
+        bounds(bench)
+        sealed(bench)
+        writable(bench)
+        rival(bench)
     if options.json:
-        print(json.dumps(figures, indent=2))
+        print(json.dumps([asdict(figure) for figure in bench.figures], indent=2))
         return
-    raw = figures["raw file, cold"]
-    for name, speed in figures.items():
-        print(f"{name:42} {speed:8.0f} MB/s   {speed / raw:5.2f} x raw")
+    for figure in bench.figures:
+        print(f"{figure.name:52} {figure.value:10.6g} {figure.unit:6} {figure.verdict}")
 
 
-def measure(place: Path, mib: int, rounds: int) -> dict[str, float]:
-    """Every figure in MB/s."""
-    source = place / "source"
+def bounds(bench: Bench) -> None:
+    """What no volume on this machine can pass."""
+    raw = bench.place / "raw"
+    bench.speed("raw file, write", lambda: write_file(raw, bench.size), raw)
+    bench.speed("raw file, read", lambda: read_file(raw), raw)
+    bench.add("OpenSSL's own AES-256-XTS, 4096-byte blocks", openssl_speed(), "MB/s")
+    raw.unlink()
+    cipher = sector_cipher(secrets.token_bytes(XTS_KEY_SIZE), BLOCK_SIZE)
+    buffer = bytearray(CHUNK)
+
+    def decrypt() -> int:
+        for number in range(bench.mib):
+            cipher.decrypt(buffer, number * CHUNK)
+        return bench.size
+
+    bench.speed("our AES-256-XTS, in memory", decrypt)
+
+
+def sealed(bench: Bench) -> None:
+    """The default kind of volume: every read is verified."""
+    source, path = bench.place / "source", bench.place / "sealed.vol"
     source.mkdir()
-    with (source / "weights").open("wb") as file:
-        for _ in range(mib):
-            file.write(os.urandom(CHUNK))
-    key, owner = secrets.token_bytes(32), Ed25519PrivateKey.generate()
-    path = place / "volume.seal"
-    size = mib << 20
+    write_file(source / "weights", bench.size)
     started = time.perf_counter()
-    signed = create_sealed(path, source, key=key, owner_key=owner, name="bench")
-    figures = {"make (format, fill, hash, fsync)": size / (time.perf_counter() - started) / 1e6}
-    record = open_record(signed, owner.public_key())
-
-    def median(work: Callable[[], int]) -> float:
-        return statistics.median(_speed(work, path) for _ in range(rounds))
-
-    figures["raw file, cold"] = median(lambda: _read_file(path))
-    figures["OpenSSL XTS, its own loop (openssl speed)"] = _openssl_speed()
-    figures["our XTS in memory, decrypt"] = median(lambda: _cipher_alone(mib))
-    figures["whole-file verification, cold"] = median(lambda: _verify(path, record))
-    figures["engine, verified and decrypted, cold"] = median(lambda: _engine(path, record, key))
-    figures["mounted file (fuse driver), cold"] = statistics.median(
-        _mounted(path, record, key, place / "mnt") for _ in range(rounds)
-    )
-    return figures
-
-
-def _speed(work: Callable[[], int], path: Path) -> float:
-    _drop_caches(path)
-    started = time.perf_counter()
-    return work() / (time.perf_counter() - started) / 1e6
-
-
-def _drop_caches(path: Path) -> None:
+    raw = create_sealed(path, source, key=bench.key, owner_key=bench.owner, name="bench")
+    made = bench.size / (time.perf_counter() - started) / 1e6
+    bench.add("sealed: make (format, fill, hash, fsync)", made, "MB/s")
+    record = open_record(raw, bench.owner.public_key())
     with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        descriptor = file.fileno()
+
+        def verify() -> int:
+            verify_file(descriptor, record)
+            return record.segment_end
+
+        bench.speed("sealed: check the whole file, no key", verify, path)
+        view = SealedView(descriptor, record, bench.key)
+        bench.speed("sealed: engine read, verified", lambda: read_view(view), path)
+        view.close()
+
+    def mount() -> Mount:
+        return mount_sealed(path, record, bench.key, bench.place / "mnt", driver="fuse")
+
+    bench.add("sealed: mount", median_time(bench, mount, path), "s", 1, at_most=True)
+    with mount() as mounted:
+        target = mounted.mountpoint / "weights"
+        bench.speed(
+            "sealed: mounted read, verified", lambda: read_file(target), target, path, bar=300
+        )
+        bench.add("sealed: 4 KiB random reads, mounted", iops(target, path), "IOPS", 10_000)
+        limit = 80 + 8 * bench.mib / 1024
+        bench.add("sealed: memory of the daemon", daemon_memory(), "MB", limit, at_most=True)
+    bomb(bench, path, record)
+    path.unlink()
+    (source / "weights").unlink()
 
 
-def _read_file(path: Path) -> int:
+def bomb(bench: Bench, path: Path, record: VolumeRecord) -> None:
+    """How long a header with an endless key derivation occupies us."""
+    with path.open("r+b") as file:
+        hostile = CRAFTED["argon2 bomb"](file.read(record.header.size))
+        file.seek(0)
+        file.write(hostile)
+
+    def refuse() -> float:
+        started = time.perf_counter()
+        try:
+            mount_sealed(path, record, bench.key, bench.place / "mnt", driver="fuse")
+        except Refused:
+            return time.perf_counter() - started
+        raise AssertionError("it was mounted")
+
+    elapsed = statistics.median(refuse() for _ in range(bench.rounds))
+    bench.add("sealed: refuse a header with a KDF bomb", elapsed, "s", 0.2, at_most=True)
+
+
+def writable(bench: Bench) -> None:
+    """State: read and written, without a tree."""
+    path = bench.place / "writable.vol"
+    raw = create_writable(
+        path, size=bench.size + (64 << 20), key=bench.key, owner_key=bench.owner, name="bench"
+    )
+    record = open_record(raw, bench.owner.public_key())
+
+    def mount() -> Mount:
+        arguments = (path, record, bench.key, bench.place / "mnt")
+        return mount_writable(*arguments, driver="fuse", development=True)
+
+    bench.add("writable: mount", median_time(bench, mount, path), "s", 1, at_most=True)
+    with mount() as mounted:
+        target = mounted.mountpoint / "weights"
+        bench.speed("writable: mounted write", lambda: write_file(target, bench.size), bar=350)
+        bench.speed("writable: mounted read", lambda: read_file(target), target, path, bar=500)
+        bench.add("writable: 4 KiB random reads, mounted", iops(target, path), "IOPS", 10_000)
+        bench.add("writable: memory of the daemon", daemon_memory(), "MB", 80, at_most=True)
+    with path.open("r+b") as file:
+        view = WritableView.of_record(file.fileno(), record, bench.key)
+        bench.speed("writable: engine write", lambda: write_view(view, bench.size))
+        bench.speed("writable: engine read", lambda: read_view(view), path, bar=1000)
+        view.close()
+    path.unlink()
+
+
+def rival(bench: Bench) -> None:
+    """The same through qemu-storage-daemon."""
+    if reason := qemu_export.why_not():
+        print(f"not compared with qemu-storage-daemon: {reason}", file=sys.stderr)
+        return
+    with qemu_export.mounted(bench.place, bench.key, bench.mib) as mountpoint:
+        target = mountpoint / "weights"
+        bench.speed("qemu-storage-daemon: write", lambda: write_file(target, bench.size))
+        image = bench.place / qemu_export.IMAGE
+        bench.speed("qemu-storage-daemon: read", lambda: read_file(target), target, image)
+        bench.add("qemu-storage-daemon: 4 KiB random reads", iops(target, image), "IOPS")
+
+
+def drop_caches(*paths: Path) -> None:
+    """Make the next read of a file, and of what lies below it, come from the disk."""
+    for path in paths:
+        if path.exists():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_file(path: Path) -> int:
+    """Read a file from its start to its end."""
     buffer, total = bytearray(CHUNK), 0
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -103,7 +257,82 @@ def _read_file(path: Path) -> int:
     return total
 
 
-def _openssl_speed() -> float:
+def write_file(path: Path, size: int) -> int:
+    """Write random bytes over a file; they are on the disk when this returns."""
+    chunk = os.urandom(CHUNK)
+    with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
+        for _ in range(size // CHUNK):
+            file.write(chunk)
+        os.fsync(file.fileno())
+    return size
+
+
+def read_view(view: SealedView | WritableView) -> int:
+    """Read all of a view."""
+    for offset in range(0, view.size, CHUNK):
+        view.pread(offset, CHUNK)
+    return view.size
+
+
+def write_view(view: WritableView, size: int) -> int:
+    """Write over a view; on the disk when this returns."""
+    chunk = os.urandom(CHUNK)
+    for offset in range(0, size, CHUNK):
+        view.pwrite(offset, chunk)
+    view.flush()
+    return size
+
+
+def iops(path: Path, below: Path) -> float:
+    """Random reads of one block, past the page cache, several at a time."""
+    drop_caches(path, below)
+    blocks = path.stat().st_size // BLOCK_SIZE
+    counts: list[int] = []
+    end = time.perf_counter() + IOPS_SECONDS
+
+    def read(seed: int) -> None:
+        dice, count = random.Random(seed), 0
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        with mmap.mmap(-1, BLOCK_SIZE) as buffer:
+            while time.perf_counter() < end:
+                os.preadv(descriptor, [buffer], dice.randrange(blocks) * BLOCK_SIZE)
+                count += 1
+        os.close(descriptor)
+        counts.append(count)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(IOPS_DEPTH)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / IOPS_SECONDS
+
+
+def median_time(bench: Bench, mount: Callable[[], Mount], path: Path) -> float:
+    """Seconds from the call to files that can be read; our own keys need no stretching."""
+
+    def once() -> float:
+        drop_caches(path)
+        started = time.perf_counter()
+        with mount():
+            return time.perf_counter() - started
+
+    return statistics.median(once() for _ in range(bench.rounds))
+
+
+def daemon_memory() -> float:
+    """The most that the FUSE process had in memory, in MB."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    for pid in children:
+        if b"sealserve.volume.fuse" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+            assert found
+            return int(found[1]) * 1024 / 1e6
+    raise AssertionError("there is no FUSE process")
+
+
+def openssl_speed() -> float:
+    """What OpenSSL's own C loop reaches."""
     command = ["openssl", "speed", "-mr", "-seconds", "1", "-bytes", str(BLOCK_SIZE)]
     done = subprocess.run(
         [*command, "-evp", "aes-256-xts"], capture_output=True, text=True, check=True
@@ -111,37 +340,6 @@ def _openssl_speed() -> float:
     found = re.search(r"\+F:\d+:[^:]+:([0-9.]+)", done.stdout)
     assert found, done.stdout
     return float(found[1]) / 1e6
-
-
-def _cipher_alone(mib: int) -> int:
-    cipher = sector_cipher(secrets.token_bytes(XTS_KEY_SIZE), BLOCK_SIZE)
-    buffer = bytearray(CHUNK)
-    for number in range(mib):
-        cipher.decrypt(buffer, number * CHUNK)
-    cipher.close()
-    return mib * CHUNK
-
-
-def _verify(path: Path, record: VolumeRecord) -> int:
-    with path.open("rb") as file:
-        verify_file(file.fileno(), record)
-    return record.verity.hash_offset
-
-
-def _engine(path: Path, record: VolumeRecord, key: bytes) -> int:
-    with path.open("rb") as file:
-        view = SealedView(file.fileno(), record, key)
-        for offset in range(0, view.size, CHUNK):
-            view.pread(offset, CHUNK)
-        view.close()
-    return record.data_size
-
-
-def _mounted(path: Path, record: VolumeRecord, key: bytes, mountpoint: Path) -> float:
-    with mount_sealed(path, record, key, mountpoint, driver="fuse"):
-        with contextlib.suppress(PermissionError):
-            Path("/proc/sys/vm/drop_caches").write_text("1")
-        return _speed(lambda: _read_file(mountpoint / "weights"), path)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class CheckedFile:
     """
 
     tree: VerityTree
-    area: bytes
+    area: bytearray
     header: Header
 
 
@@ -79,10 +79,10 @@ def check_file(descriptor: int, record: VolumeRecord) -> CheckedFile:
     check_header(area, record)
     tree.check(area, 0)
     header = parse_header(area, uuid=record.uuid, layout=layout_of(record))
-    return CheckedFile(tree, bytes(area), header)
+    return CheckedFile(tree, area, header)
 
 
-def check_writable(descriptor: int, record: VolumeRecord) -> tuple[Header, bytes]:
+def check_writable(descriptor: int, record: VolumeRecord) -> tuple[Header, bytearray]:
     """Check a writable volume's file against its record: all that can be checked.
 
     Args:
@@ -109,7 +109,7 @@ def check_writable(descriptor: int, record: VolumeRecord) -> tuple[Header, bytes
             f"the volume file has {size} bytes, its record says at least {record.file_size}",
             hint="the file is incomplete, or belongs to another record",
         )
-    area = bytes(read_exactly(descriptor, record.header.size, 0))
+    area = read_exactly(descriptor, record.header.size, 0)
     check_header(area, record)
     return parse_header(area, uuid=record.uuid, layout=layout_of(record)), area
 
@@ -201,7 +201,7 @@ class SealedView:
         self._cipher = _unlocked_cipher(checked.header, checked.area, key)
         self.size = record.data_size
 
-    def pread(self, offset: int, size: int) -> bytes | bytearray:
+    def pread(self, offset: int, size: int) -> bytearray:
         """Read up to ``size`` bytes; fewer only at the end of the volume.
 
         Raises:
@@ -209,14 +209,12 @@ class SealedView:
         """
         size = max(0, min(size, self.size - offset))
         if size == 0:
-            return b""
+            return bytearray()
         begin, end = _whole_blocks(offset, size)
         buffer = read_exactly(self._descriptor, end - begin, self._start + begin)
         self._tree.check(buffer, self._start + begin)
         self._cipher.decrypt(buffer, begin)
-        if (begin, end) == (offset, offset + size):
-            return buffer
-        return bytes(memoryview(buffer)[offset - begin : offset - begin + size])
+        return _part(buffer, offset - begin, size)
 
     def close(self) -> None:
         """Forget the key."""
@@ -248,15 +246,15 @@ class PlainView:
         self._unit = unit
         self._room = self.size = size
 
-    def pread(self, offset: int, size: int) -> bytes | bytearray:
+    def pread(self, offset: int, size: int) -> bytearray:
         """As `SealedView.pread`, without verification."""
         size = max(0, min(size, self.size - offset))
         if size == 0:
-            return b""
+            return bytearray()
         begin, end = _whole_blocks(offset, size, self._unit)
         buffer = read_exactly(self._descriptor, end - begin, self._start + begin)
         self._cipher.decrypt(buffer, begin)
-        return bytes(memoryview(buffer)[offset - begin : offset - begin + size])
+        return _part(buffer, offset - begin, size)
 
     def pwrite(self, offset: int, data: bytes) -> int:
         """Write ``data`` at ``offset``; returns its length.
@@ -311,7 +309,7 @@ class WritableView(PlainView):
         layout: Layout,
         size: int,
         key: bytes | bytearray,
-        area: bytes | None = None,
+        area: bytearray | None = None,
     ) -> None:
         """Open the keyslot.
 
@@ -324,7 +322,7 @@ class WritableView(PlainView):
             area: the header area, if the caller has checked it; else it is read here.
         """
         if area is None:
-            area = bytes(read_exactly(descriptor, layout.segment_offset, 0))
+            area = read_exactly(descriptor, layout.segment_offset, 0)
         header = parse_header(area, uuid=uuid, layout=layout)
         cipher = _unlocked_cipher(header, area, key)
         super().__init__(
@@ -349,7 +347,7 @@ class WritableView(PlainView):
         return cls(descriptor, uuid=record.uuid, layout=layout, size=size, key=key, area=area)
 
 
-def _unlocked_cipher(header: Header, area: bytes, key: bytes | bytearray) -> SectorCipher:
+def _unlocked_cipher(header: Header, area: bytearray, key: bytes | bytearray) -> SectorCipher:
     if len(key) == XTS_KEY_SIZE:
         check_volume_key(header, key)
         return sector_cipher(key, header.layout.sector_size)
@@ -362,3 +360,7 @@ def _unlocked_cipher(header: Header, area: bytes, key: bytes | bytearray) -> Sec
 
 def _whole_blocks(offset: int, size: int, unit: int = BLOCK_SIZE) -> tuple[int, int]:
     return offset // unit * unit, -(-(offset + size) // unit) * unit
+
+
+def _part(buffer: bytearray, begin: int, size: int) -> bytearray:
+    return buffer if size == len(buffer) else buffer[begin : begin + size]

@@ -19,6 +19,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import mmap
@@ -112,9 +113,11 @@ class _OneFile(mfusepy.Operations):  # type: ignore[misc]
             raise mfusepy.FuseOSError(errno.EROFS)
         return 0
 
-    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+    def read(self, path: str, size: int, offset: int, fh: int) -> ctypes.Array[ctypes.c_char]:
         del path, fh
-        return self._guard(lambda: bytes(self._view.pread(offset, size)))
+        found = self._guard(lambda: self._view.pread(offset, size))
+        # mfusepy copies from here into libfuse's buffer; as bytes it would be copied twice.
+        return (ctypes.c_char * len(found)).from_buffer(found)
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
         del path, fh

@@ -84,7 +84,10 @@ class _Connection:
         """Whether requests wait; or, where that cannot be seen, the process does."""
         if self._abort >= 0:
             # The number is the one at the first read of each open file.
-            waiting = os.open("waiting", os.O_RDONLY, dir_fd=self._place)
+            try:
+                waiting = os.open("waiting", os.O_RDONLY, dir_fd=self._place)
+            except FileNotFoundError:  # unmounted; the process ends in a moment
+                return False
             try:
                 return os.read(waiting, 32).strip() != b"0"
             finally:
