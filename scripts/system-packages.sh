@@ -21,6 +21,7 @@ setpriv                util-linux       ends the server with its guest
 '
 tests='
 openssl                openssl          judges our certificates and ciphers
+chromium               chromium         opens the operator's page
 swtpm                  swtpm            a TPM to speak to, as on Azure
 qemu-system-x86_64     qemu-system-x86  boots a kernel with device-mapper
 psql                   postgresql       a database for several brokers

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -26,6 +28,7 @@ from sealserve.errors import SealserveError, Unavailable
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 from tests.broker.conftest import BOOT_ID, RESOURCE, policy_for, utc_now
+from tests.broker.operation.pages import get
 
 KEY = b"PLANTED-KEY" + bytes(range(53))
 
@@ -205,3 +208,64 @@ def test_a_closed_ready_descriptor_is_refused(process: Process) -> None:
     )  # fmt: skip
     assert done.returncode == Unavailable.exit_status
     assert "[broker.ready_fd_closed]" in done.stderr
+
+
+def test_the_page_runs_beside_the_broker(process: Process) -> None:
+    """Configured in broker.yaml; it counts what the process decides, and goes when it goes."""
+    (process.root / "broker.yaml").write_text(
+        'admin:\n  page_socket: "s"\n  page_listen: "127.0.0.1:0"\n'
+    )
+    process.start()
+    assert process.ask() == KEY
+    page = process.root / "s"
+    assert "Last releases" in get(page).text
+    metrics = get(page, "/metrics").text
+    assert 'sealserve_broker_releases_total{code="released",verdict="released"} 1.0' in metrics
+    assert "sealserve_broker_nonces 1.0" in metrics
+    listening = json.loads(process.stderr.read_text().splitlines()[0])
+    assert listening["page_socket"] == str(page)
+    _, _, port = listening["page"].rpartition(":")
+    identity = BrokerIdentity.load(process.root / "broker.json")
+    tls = ssl.create_default_context(cadata=identity.certificate)
+    tls.check_hostname = False
+    with pytest.raises((OSError, http.client.HTTPException)):
+        get(int(port), tls=tls)  # nobody is registered
+    assert process.running is not None
+    process.running.send_signal(signal.SIGTERM)
+    assert process.running.wait(20) == 0
+    assert not page.exists()
+    assert "PLANTED" not in process.stderr.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ('page_socket: "absent/s"', "page.listen_failed"),
+        ('page_socket: "kek"', "page.socket_in_use"),
+        ('page_listen: "192.0.2.1:0"', "page.listen_failed"),
+        ('page_listen: "nowhere"', "broker.config_invalid"),
+    ],
+)
+def test_a_page_that_cannot_be_keeps_the_broker_from_starting(
+    process: Process, line: str, code: str
+) -> None:
+    (process.root / "broker.yaml").write_text(f"admin:\n  {line}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "sealserve", *process.arguments],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode in (2, 3, 4)
+    assert f"[{code}]" in done.stderr
+    assert (process.root / "kek").is_file()
+
+
+def test_traces_are_made_if_a_collector_is_named(process: Process) -> None:
+    """A collector that is away costs no release and does not keep the broker from stopping."""
+    (process.root / "broker.yaml").write_text('telemetry:\n  otlp_endpoint: "http://127.0.0.1:1"\n')
+    process.start()
+    assert process.ask() == KEY
+    assert process.running is not None
+    process.running.send_signal(signal.SIGTERM)
+    assert process.running.wait(30) == 0
+    events = [json.loads(line)["event"] for line in process.stderr.read_text().splitlines()]
+    assert {"listening", "release", "traces not sent", "stopped"} <= set(events)

@@ -14,6 +14,7 @@ import inspect
 import ipaddress
 import json
 import textwrap
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sqlalchemy.exc import ArgumentError
 
 from sealserve import strict_yaml
+from sealserve.address import Address
 from sealserve.broker.challenges import CAPACITY
 from sealserve.errors import InputError, Refused
 from sealserve.files import read_limited
@@ -117,6 +119,34 @@ class KekConfig(_Section):
 class AdminConfig(_Section):
     """The administration port and who may do what there."""
 
+    page_socket: Annotated[
+        str,
+        Field(
+            max_length=107,
+            description="The operator's page and metrics on this machine: a UNIX socket that only"
+            " the broker's user may open, relative to this directory (operator.sock);"
+            ' "" for none.',
+        ),
+    ] = ""
+    page_listen: Annotated[
+        str,
+        Field(
+            max_length=300,
+            description="The same by HTTPS, for principals with their client certificates:"
+            ' HOST:PORT, never the guests\' port; "" for none.',
+        ),
+    ] = ""
+
+    @field_validator("page_listen")
+    @classmethod
+    def _address(cls, text: str) -> str:
+        if text:
+            try:
+                Address.parse(text, where="page_listen")
+            except InputError:
+                raise ValueError("must be HOST:PORT") from None
+        return text
+
 
 class LimitsConfig(_Section):
     """How much one guest, or all guests of one resource, may ask."""
@@ -168,7 +198,30 @@ class AuditConfig(_Section):
 
 
 class TelemetryConfig(_Section):
-    """Metrics and traces."""
+    """Traces of decisions; metrics are on the operator's page."""
+
+    otlp_endpoint: Annotated[
+        str,
+        Field(
+            max_length=300,
+            pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+)?$",
+            description="An OpenTelemetry collector, by OTLP over gRPC: https://HOST:4317, or"
+            ' http:// for one on this machine; "" for none. Spans hold codes and times only.'
+            " Needs pip install 'sealserve[otel]'.",
+        ),
+    ] = ""
+    trace_percent: Annotated[
+        int, Field(ge=0, le=100, description="How many of a hundred calls are traced.")
+    ] = 100
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _plaintext_stays_here(cls, text: str) -> str:
+        if text.startswith("http://"):
+            host = urllib.parse.urlsplit(text).hostname or ""
+            if not _is_local(host):
+                raise ValueError("must be https://, since the collector is another machine")
+        return text
 
 
 class BrokerConfig(_Section):

@@ -150,7 +150,7 @@ class Judge:
             rules: answers or raises; notes what it finds in the case.
         """
         case = Case(event, peer, self._now())
-        with self.observer.step("release"):
+        with self.observer.step(event):
             try:
                 decision = Decision(rules(case))
             except SealserveError as error:

@@ -12,13 +12,13 @@ from typing import Final, Literal, Protocol
 
 __all__ = ["NOBODY", "Observer", "Outcome", "Step"]
 
-Step = Literal["challenge", "release", "verify", "appraise", "seal", "audit"]
-"""``challenge`` and ``release`` are whole calls; the others are parts of a release."""
+Step = Literal["challenge", "release", "renewal", "verify", "appraise", "seal", "audit"]
+"""``challenge``, ``release`` and ``renewal`` are whole calls; the others are parts of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a release ended.
+    """How a release or renewal ended.
 
     Attributes:
         verdict: as in the audit line.
@@ -41,7 +41,7 @@ class Observer(Protocol):
         ...
 
     def decided(self, outcome: Outcome) -> None:
-        """A release ended; inside its step ``release``."""
+        """A release or renewal ended; inside its step if it was worked on."""
         ...
 
 

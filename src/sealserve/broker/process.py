@@ -14,11 +14,12 @@ from pathlib import Path
 
 from sealserve.address import Address
 from sealserve.attestation.verifier import Anchor, Verifier
-from sealserve.broker.challenges import Challenges, ChallengeTable
+from sealserve.broker.challenges import ChallengeTable
 from sealserve.broker.checkpointer import Checkpointer
 from sealserve.broker.collateral_file import CollateralFile
 from sealserve.broker.directory import Broker, open_broker
 from sealserve.broker.judge import Judge
+from sealserve.broker.operation.serving import operation
 from sealserve.broker.release import KeyRelease
 from sealserve.broker.renewal import LeaseRenewal
 from sealserve.broker.service import BrokerServer
@@ -43,7 +44,7 @@ class ServeOptions:
         collateral: the collateral file, re-read when it changes.
         simulation_anchor: root of a SIMULATED platform (DER), instead of Intel's.
         require_both: release only what both verifiers accept and agree on.
-        ready_fd: gets one JSON line with the address once the broker answers.
+        ready_fd: gets one JSON line with the addresses once the broker answers.
     """
 
     root: Path
@@ -58,8 +59,8 @@ def serve(options: ServeOptions) -> None:
     """Run a broker until SIGTERM or SIGINT.
 
     Raises:
-        Unavailable: ``file.unreadable``, ``broker.*``, ``collateral.*``, ``store.*``.
-        Refused: ``kek.*``, ``chain.anchor_not_simulation``, ``store.*``.
+        Unavailable: ``file.unreadable``, ``broker.*``, ``collateral.*``, ``store.*``, ``page.*``.
+        Refused: ``kek.*``, ``page.socket_in_use``, ``chain.anchor_not_simulation``, ``store.*``.
         InputError: ``chain.anchor_malformed``, ``collateral.*``, ``identity.malformed``.
     """
     forbid_core_dumps()
@@ -70,35 +71,47 @@ def serve(options: ServeOptions) -> None:
         open_broker(options.root) as broker,
         Checkpointer(broker.audit, broker.audit_signer(), broker.config.audit, log),
     ):
-        judge = Judge(
+        collateral = CollateralFile(options.collateral, log)
+        challenges = _challenges_of(broker)
+        beside = operation(
             broker,
-            Verifier(anchor, require_both=options.require_both),
-            CollateralFile(options.collateral, log),
-            _challenges_of(broker),
+            collateral.current,
             log,
+            simulated=anchor.simulated,
+            nonces=lambda: len(challenges),
         )
-        server = BrokerServer(KeyRelease(judge), LeaseRenewal(judge), options.listen, log)
-        server.start()
-        try:
-            log.info("listening", address=str(server.address), broker=broker.identity.name)
-            if options.ready_fd is not None:
-                _tell_ready(options.ready_fd, server.address)
-            stopping.wait()
-            log.info("stopping")
-        finally:
-            server.stop()
+        with beside as running:
+            judge = Judge(
+                broker,
+                Verifier(anchor, require_both=options.require_both),
+                collateral,
+                challenges,
+                log,
+                observer=running.observer,
+            )
+            server = BrokerServer(KeyRelease(judge), LeaseRenewal(judge), options.listen, log)
+            server.start()
+            try:
+                where = {"address": str(server.address), **running.to_dict()}
+                log.info("listening", broker=broker.identity.name, **where)
+                if options.ready_fd is not None:
+                    _tell_ready(options.ready_fd, where)
+                stopping.wait()
+                log.info("stopping")
+            finally:
+                server.stop()
     log.info("stopped")
 
 
-def _challenges_of(broker: Broker) -> Challenges:
+def _challenges_of(broker: Broker) -> ChallengeTable | SharedChallenges:
     capacity = broker.config.limits.challenges
     if broker.store.shared:
         return SharedChallenges(broker.store, capacity=capacity)
     return ChallengeTable(capacity=capacity)
 
 
-def _tell_ready(descriptor: int, address: Address) -> None:
-    line = json.dumps({"address": str(address)}) + "\n"
+def _tell_ready(descriptor: int, where: dict[str, str]) -> None:
+    line = json.dumps(where) + "\n"
     try:
         os.write(descriptor, line.encode())
         if descriptor > _STDERR:

@@ -213,7 +213,7 @@ def behind(platform: SimulatedPlatform, **changes: Any) -> Collateral:
 
 def on_platform(last: datetime = NOW - DAY) -> Seen:
     seen = healthy_seen()
-    seen.platforms[TCB] = Platform(last, "UpToDate", NOW - 100 * DAY, {"models/demo"})
+    seen.platforms[TCB] = Platform(last, "UpToDate", NOW - 100 * DAY, frozenset({"models/demo"}))
     return seen
 
 
@@ -274,7 +274,7 @@ def test_the_next_evaluation_is_held_against_platforms(platform: SimulatedPlatfo
 
 def test_without_collateral_the_audit_logs_own_word_is_used(platform: SimulatedPlatform) -> None:
     seen = on_platform()
-    seen.platforms[TCB].status = "OutOfDate"
+    seen.platforms[TCB] = replace(seen.platforms[TCB], status="OutOfDate")
     report = report_on(look(platform, seen=seen, collateral=None))
     assert due(report) == ["tcb.denied"]
     assert "collateral.not_examined" in [finding.code for finding in report.findings]

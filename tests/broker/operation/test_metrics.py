@@ -52,6 +52,7 @@ def test_releases_and_denials_are_counted_by_code(world: World, metrics: BrokerM
         assert value(metrics, "step_seconds_count", step=step) == count
     assert value(metrics, "step_seconds_bucket", step="release", le="+Inf") == 3
     assert value(metrics, "nonces") == 3
+    assert value(metrics, "leases_active") == 1
 
 
 def test_the_tables_and_the_collateral_are_read(world: World, metrics: BrokerMetrics) -> None:

@@ -24,8 +24,8 @@ def test_each_look_follows_the_chain(world: World, watch: Callable[[], Watch]) -
     assert view.look.seen.lines == view.look.snapshot.audit.lines == 4
     assert view.checked_from == 1
     assert view.look.audit_problem is None
-    assert [entry["verdict"] for entry in view.look.seen.releases] == ["released"]
-    assert [entry["verdict"] for entry in view.look.seen.denials] == ["denied"]
+    assert [entry.verdict for entry in view.look.seen.releases] == ["released"]
+    assert [entry.verdict for entry in view.look.seen.denials] == ["denied"]
     assert (RESOURCE, "test") in view.look.seen.matched
     assert len(view.look.seen.platforms) == 1
 

@@ -119,13 +119,13 @@ class _FromTables(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
         """Everything that the tables, the collateral and the table of nonces know."""
         yield InfoMetricFamily(_PREFIX, "The broker's version.", {"version": __version__})
-        yield _gauge("nonces", "Challenges that are kept.", self._nonces())
         try:
-            look = self._look()
+            nonces, look = self._nonces(), self._look()
         except SealserveError:
             yield _gauge("store_up", "Whether the database answered this scrape.", 0)
             return
         yield _gauge("store_up", "Whether the database answered this scrape.", 1)
+        yield _gauge("nonces", "Challenges that are kept.", nonces)
         yield _gauge("simulation", "1 under a SIMULATION anchor.", int(bool(look.simulated)))
         snapshot = look.snapshot
         yield _gauge("resources", "Resources that guests can ask for.", len(snapshot.resources))

@@ -12,23 +12,79 @@ import copy
 import json
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sealserve.attestation.collateral_outlook import PlatformTcb
 from sealserve.errors import InputError
 
-__all__ = ["RECENT", "Platform", "Seen"]
+__all__ = ["RECENT", "Decided", "Platform", "Reason", "Seen"]
 
 RECENT: Final = 25
-"""How many of the last releases, and of the last denials, are kept whole."""
+"""How many of the last releases, and of the last denials, are kept."""
 
 _MAX_PLATFORMS: Final = 1024
 _DAY_MINUTES: Final = 24 * 60
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A rule that failed: with what was expected and found, or with a sentence."""
+
+    code: str
+    expected: str
+    actual: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """One decision as its audit line tells it; what a line does not say is empty."""
+
+    time: datetime
+    verdict: str
+    code: str
+    resource: str
+    peer: str
+    secret_version: str
+    image_release: str
+    tcb_status: str
+    tcb_date: str
+    evaluation: str
+    warnings: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], time: datetime) -> Decided:
+        """Read a line's object. Raises TypeError or AttributeError if it is of another shape."""
+
+        def text(name: str) -> str:
+            value = entry.get(name)
+            return "" if value is None else str(value)
+
+        return cls(
+            time=time,
+            verdict=text("verdict"),
+            code=text("code"),
+            resource=text("resource"),
+            peer=text("peer"),
+            secret_version=text("secret_version"),
+            image_release=text("image_release"),
+            tcb_status=text("tcb_status"),
+            tcb_date=text("tcb_date"),
+            evaluation=text("collateral_evaluation"),
+            warnings=tuple(map(str, entry.get("warnings", ()))),
+            reasons=tuple(
+                Reason(
+                    *(str(each.get(name, "")) for name in ("code", "expected", "actual", "message"))
+                )
+                for each in entry.get("reasons", ())
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Platform:
     """Guests on platforms with the same security versions.
 
@@ -41,7 +97,7 @@ class Platform:
     last: datetime
     status: str
     level_date: datetime
-    resources: set[str] = field(default_factory=set)
+    resources: frozenset[str]
 
 
 class Seen:
@@ -50,24 +106,22 @@ class Seen:
     Attributes:
         lines: how many there were.
         first: the time of the first one.
-        releases, denials: the newest whole entries, newest first.
-        matched: when a guest last matched a (resource, release label).
+        releases, denials: the newest ones, newest first.
+        matched: when a guest last matched a (resource, release label), by a release or a renewal.
         denied_by_policy: when a genuine guest was last turned away from a resource.
         platforms: those that were let in.
         anchor: of the newest decision.
-        warnings: of the newest release.
     """
 
     def __init__(self) -> None:
         self.lines = 0
         self.first: datetime | None = None
-        self.releases: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
-        self.denials: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
+        self.releases: deque[Decided] = deque(maxlen=RECENT)
+        self.denials: deque[Decided] = deque(maxlen=RECENT)
         self.matched: dict[tuple[str, str], datetime] = {}
         self.denied_by_policy: dict[str, datetime] = {}
         self.platforms: dict[PlatformTcb, Platform] = {}
         self.anchor: str | None = None
-        self.warnings: tuple[str, ...] = ()
         self._denied_in_minute: Counter[int] = Counter()
 
     def feed(self, line: str) -> None:
@@ -96,43 +150,40 @@ class Seen:
     def _take(self, entry: Mapping[str, Any], time: datetime) -> None:
         self.lines += 1
         self.first = self.first or time
-        if entry.get("event") != "release":
+        if entry.get("event") not in ("release", "renewal"):
             return
+        decided = Decided.of(entry, time)
         self.anchor = str(entry.get("anchor", ""))
-        if entry.get("verdict") == "released":
-            self._released(entry, time)
+        if decided.verdict in ("released", "renewed"):
+            if decided.verdict == "released":
+                self.releases.appendleft(decided)
+            self.matched[decided.resource, decided.image_release] = time
+            self._platform(entry.get("platform", {}), decided)
         else:
-            self._denied(entry, time)
+            self._denied(decided)
 
-    def _released(self, entry: Mapping[str, Any], time: datetime) -> None:
-        self.releases.appendleft(entry)
-        self.warnings = tuple(map(str, entry.get("warnings", ())))
-        resource = str(entry.get("resource"))
-        self.matched[resource, str(entry.get("image_release"))] = time
-        try:
-            tcb = PlatformTcb.from_dict(entry.get("platform", {}))
-            level_date = datetime.fromisoformat(entry["tcb_date"]).replace(tzinfo=UTC)
-        except (InputError, KeyError, TypeError, ValueError):
-            return  # written by an earlier release, which did not state it
-        known = self.platforms.pop(tcb, None)
-        resources = {*(known.resources if known else ()), resource}
-        # Last seen comes last, so that the one that goes is the one seen longest ago.
-        self.platforms[tcb] = Platform(time, str(entry.get("tcb_status")), level_date, resources)
-        if len(self.platforms) > _MAX_PLATFORMS:
-            del self.platforms[next(iter(self.platforms))]
+    def _platform(self, stated: Mapping[str, Any], decided: Decided) -> None:
+        with contextlib.suppress(InputError, ValueError):  # an earlier version did not state it
+            tcb = PlatformTcb.from_dict(stated)
+            level_date = datetime.fromisoformat(decided.tcb_date).replace(tzinfo=UTC)
+            known = self.platforms.pop(tcb, None)
+            resources = frozenset({decided.resource}) | (known.resources if known else frozenset())
+            # The last one seen comes last, so that the first is the one to forget.
+            self.platforms[tcb] = Platform(decided.time, decided.tcb_status, level_date, resources)
+            if len(self.platforms) > _MAX_PLATFORMS:
+                del self.platforms[next(iter(self.platforms))]
 
-    def _denied(self, entry: Mapping[str, Any], time: datetime) -> None:
-        self.denials.appendleft(entry)
-        self._denied_in_minute[_minute(time)] += 1
+    def _denied(self, decided: Decided) -> None:
+        self.denials.appendleft(decided)
+        self._denied_in_minute[_minute(decided.time)] += 1
         if len(self._denied_in_minute) > 2 * _DAY_MINUTES:
-            oldest = _minute(time - timedelta(days=1))
+            oldest = _minute(decided.time - timedelta(days=1))
             self._denied_in_minute = Counter(
                 {minute: n for minute, n in self._denied_in_minute.items() if minute >= oldest}
             )
         # Only a resource that exists has a policy to fail: these names are the operator's.
-        reasons = entry.get("reasons", ())
-        if any(str(reason.get("code", "")).startswith("policy.") for reason in reasons):
-            self.denied_by_policy[str(entry.get("resource"))] = time
+        if any(reason.code.startswith("policy.") for reason in decided.reasons):
+            self.denied_by_policy[decided.resource] = decided.time
 
 
 def _minute(time: datetime) -> int:

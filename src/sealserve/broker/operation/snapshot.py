@@ -145,29 +145,31 @@ def take(store: Store, now: datetime) -> Snapshot:
         Unavailable: ``store.unavailable``.
     """
     with store.reading() as session:
-        active = _active_leases(session, now)
+        # Leases end by the database's clock, as the broker itself counts.
+        clock = store.clock(session)
+        active = _active_leases(session, clock)
         return Snapshot(
             taken=now,
             resources=_resources(session, active),
-            leases=_leases(session, now),
+            leases=_leases(session, clock),
             active_leases=sum(active.values()),
             principals=_principals(session),
             audit=_audit(session),
         )
 
 
-def _active_leases(session: Session, now: datetime) -> dict[str, int]:
+def _active_leases(session: Session, clock: float) -> dict[str, int]:
     statement = select(LeaseRow.resource, func.count()).where(
-        LeaseRow.state == "active", LeaseRow.expires > now.timestamp()
+        LeaseRow.state == "active", LeaseRow.expires > clock
     )
     rows = session.execute(statement.group_by(LeaseRow.resource))
     return {row[0]: row[1] for row in rows}
 
 
-def _leases(session: Session, now: datetime) -> tuple[Lease, ...]:
+def _leases(session: Session, clock: float) -> tuple[Lease, ...]:
     statement = (
         select(LeaseRow)
-        .where(LeaseRow.state == "active", LeaseRow.expires > now.timestamp())
+        .where(LeaseRow.state == "active", LeaseRow.expires > clock)
         .order_by(LeaseRow.expires)
         .limit(MAX_LEASES)
     )

@@ -8,8 +8,10 @@ never a release: they are sent from a queue of bounded size, which drops.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Final
 
 from opentelemetry.sdk.resources import Resource
@@ -21,10 +23,12 @@ from opentelemetry.trace import Status, StatusCode, get_current_span
 from sealserve import __version__
 from sealserve.broker.observer import Outcome, Step
 from sealserve.errors import SealserveError
+from sealserve.logs import Log
 
-__all__ = ["BrokerTraces", "otlp_exporter"]
+__all__ = ["BrokerTraces", "otlp_exporter", "say_in"]
 
 _SEND_SECONDS: Final = 5
+_SAY_SECONDS: Final = 60.0
 
 
 class BrokerTraces:
@@ -79,6 +83,35 @@ class BrokerTraces:
     def close(self) -> None:
         """Send what is left, for at most a few seconds."""
         self._provider.shutdown()
+
+
+@contextmanager
+def say_in(log: Log) -> Iterator[None]:
+    """What OpenTelemetry has to complain of goes into the broker's own log, without its text."""
+    logger = logging.getLogger("opentelemetry")
+    handler = _IntoLog(log)
+    propagated, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
+
+
+class _IntoLog(logging.Handler):
+    """One line a minute at most: a collector that is away is no news a second time."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+        self._last = -_SAY_SECONDS
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = monotonic()
+        if now - self._last >= _SAY_SECONDS:
+            self._last = now
+            self._log.warning("traces not sent", source=record.name)
 
 
 def otlp_exporter(endpoint: str) -> SpanExporter:
