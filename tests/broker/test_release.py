@@ -38,8 +38,6 @@ from tests.broker.conftest import (
 from tests.broker.wire import Answer, Wire
 from tests.vectors import read_vector, vector_path
 
-pytestmark = BOTH_STORES
-
 PUBLISHED = (
     "dcap-qvl/tdx_quote",
     "dcap-qvl/tdx_quote_outdated",
@@ -51,6 +49,7 @@ PUBLISHED = (
 )
 
 
+@BOTH_STORES
 def test_an_attested_guest_gets_the_secret(world: World) -> None:
     released = world.ask()
     assert bytes(released.secret) == world.key
@@ -93,6 +92,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@BOTH_STORES
 @pytest.mark.parametrize("name", REFUSALS)
 def test_evidence_that_binds_something_else_is_refused(world: World, name: str) -> None:
     bind, sent, code = REFUSALS[name]
@@ -103,6 +103,7 @@ def test_evidence_that_binds_something_else_is_refused(world: World, name: str) 
     assert (line["verdict"], line["code"]) == ("denied", code)
 
 
+@BOTH_STORES
 def test_a_nonce_of_another_resource_is_refused(world: World) -> None:
     with Wire(world) as wire:
         request = wire.request(generate_key(), nonce=wire.nonce("models/other"))
@@ -111,6 +112,7 @@ def test_a_nonce_of_another_resource_is_refused(world: World) -> None:
     assert [line["code"] for line in world.lines()] == ["release.nonce_other_resource"]
 
 
+@BOTH_STORES
 def test_a_recorded_exchange_cannot_be_replayed(world: World) -> None:
     key = generate_key()
     with Wire(world) as wire:
@@ -127,6 +129,7 @@ def test_a_recorded_exchange_cannot_be_replayed(world: World) -> None:
         OTHER_KEY.open(sealed, b"")
 
 
+@BOTH_STORES
 def test_an_expired_nonce_is_refused(world: World) -> None:
     with Wire(world) as wire:
         request = wire.request(generate_key())
@@ -136,6 +139,7 @@ def test_an_expired_nonce_is_refused(world: World) -> None:
     assert [line["code"] for line in world.lines()] == ["release.nonce_expired"]
 
 
+@BOTH_STORES
 def test_of_parallel_uses_of_one_nonce_exactly_one_wins(world: World) -> None:
     with Wire(world) as one, Wire(world) as two, ThreadPoolExecutor(2) as pool:
         for _ in range(10):
@@ -199,6 +203,7 @@ def test_a_policy_may_name_the_runtime_register_itself(world: World) -> None:
         world.ask()
 
 
+@BOTH_STORES
 def test_the_largest_secret_and_record_fit_into_an_answer(world: World) -> None:
     secret, record = bytes(range(256)) * 16, b"r" * MAX_RECORD_BYTES
     world.broker.put_secret(
@@ -298,6 +303,7 @@ def test_a_broker_may_require_both_verifiers(
     assert no["reasons"][0]["code"] == "quote.verifiers_disagree"
 
 
+@BOTH_STORES
 def test_unknown_resources_are_told_to_genuine_guests_only(world: World) -> None:
     stranger = SoftwareTd(SimulatedPlatform.new(utc_now()))
     for td, code in ((world.td, "release.resource_unknown"), (stranger, "release.denied")):

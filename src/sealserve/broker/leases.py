@@ -20,11 +20,12 @@ from sqlalchemy.orm import Session
 
 from sealserve.attestation.binding import LEASE_ID_BYTES
 from sealserve.broker import audit
+from sealserve.broker.protocol import lease_id_bytes
 from sealserve.broker.store import Store
 from sealserve.broker.tables import LeaseRow
-from sealserve.errors import InputError, Refused
+from sealserve.errors import Refused
 
-__all__ = ["Grant", "Lease", "Leases", "grant", "new_id", "parse_id", "renew"]
+__all__ = ["Grant", "Lease", "Leases", "grant", "new_id", "renew"]
 
 State = Literal["active", "revoked", "ended"]
 
@@ -135,7 +136,7 @@ class Leases:
             Refused: ``lease.unknown``, ``lease.ended``.
             Unavailable: ``store.*``.
         """
-        parse_id(lease_id)
+        lease_id_bytes(lease_id)
         with self._store.writing() as session:
             row = session.get(LeaseRow, lease_id, with_for_update=True)
             if row is None:
@@ -163,19 +164,6 @@ class Leases:
 def new_id() -> str:
     """A name for a lease that nobody guesses."""
     return os.urandom(LEASE_ID_BYTES).hex()
-
-
-def parse_id(text: str) -> bytes:
-    """The 16 bytes of a lease's name.
-
-    Raises:
-        InputError: ``lease.id_invalid``.
-    """
-    if len(text) == 2 * LEASE_ID_BYTES and not set(text) - set("0123456789abcdef"):
-        return bytes.fromhex(text)
-    raise InputError(
-        "lease.id_invalid", "a lease's name is 32 hexadecimal digits in lower case", where=text[:64]
-    )
 
 
 def grant(session: Session, store: Store, new: Grant) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from sealserve.attestation.binding import LEASE_ID_BYTES
 from sealserve.errors import InputError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RELEASE_METHOD",
     "RENEW_METHOD",
     "SERVICE",
+    "lease_id_bytes",
     "resource_name",
 ]
 
@@ -59,3 +61,16 @@ def resource_name(text: str) -> str:
             hint="use parts of a-z, 0-9, '.', '_' and '-' joined by '/', such as models/demo",
         )
     return text
+
+
+def lease_id_bytes(text: str) -> bytes:
+    """The 16 bytes of a lease's name.
+
+    Raises:
+        InputError: ``lease.id_invalid``.
+    """
+    if len(text) == 2 * LEASE_ID_BYTES and not set(text) - set("0123456789abcdef"):
+        return bytes.fromhex(text)
+    raise InputError(
+        "lease.id_invalid", "a lease's name is 32 hexadecimal digits in lower case", where=text[:64]
+    )

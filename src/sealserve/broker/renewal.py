@@ -22,8 +22,8 @@ from sealserve.attestation.binding import BOOT_ID_BYTES, NONCE_BYTES, renewal_tr
 from sealserve.broker import leases
 from sealserve.broker.guest_events import guest_events
 from sealserve.broker.judge import Case, Decision, Judge, check_sizes, version_withdrawn
-from sealserve.broker.leases import Lease, Leases, parse_id
-from sealserve.broker.protocol import resource_name
+from sealserve.broker.leases import Lease, Leases
+from sealserve.broker.protocol import lease_id_bytes, resource_name
 from sealserve.broker.store import Resource
 from sealserve.errors import InputError, Refused
 from sealserve.tdx.eventlog import replay
@@ -72,7 +72,7 @@ class LeaseRenewal:
 
     def _rules(self, request: RenewalRequest, case: Case) -> bytes:
         resource_name(request.resource)
-        lease_id = parse_id(request.lease_id)
+        lease_id = lease_id_bytes(request.lease_id)
         check_sizes(
             request.quote,
             nonce=(request.nonce, NONCE_BYTES),

@@ -44,6 +44,14 @@ def up(
             dir_okay=False,
         ),
     ],
+    secret_version: Annotated[
+        int,
+        typer.Option(
+            help="Ask for this version of the key, while the owner rotates it; 0: the current one.",
+            min=0,
+            max=2**31 - 1,
+        ),
+    ] = 0,
     driver: Annotated[
         str,
         typer.Option(
@@ -68,7 +76,8 @@ def up(
     """Attest to the broker, open the volume, measure it, serve its models.
 
     Runs until SIGTERM. Once it serves, one JSON line with the ports goes to
-    stdout; the log goes to stderr. Flags after `--` go to `sealserve serve`.
+    stdout; the log goes to stderr. The lease on the key is renewed in the background;
+    when it is revoked or ends, the guest stops. Flags after `--` go to `sealserve serve`.
 
     Example: sealserve guest up models.seal --resource models/demo --broker broker.example.com:7000
     --broker-identity broker.json --owner-pub owner.pub --driver kernel
@@ -88,6 +97,7 @@ def up(
             identity=BrokerIdentity.load(broker_identity),
             owner_public_key=load_owner_public(owner_pub),
             driver=driver,
+            secret_version=secret_version,
             provider=choice_of(provider),
             full_check=full_check,
             sysfs=sysfs,

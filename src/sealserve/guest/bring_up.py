@@ -6,14 +6,15 @@ Rules this module keeps:
   A client that sees the attested certificate therefore knows what runs.
 * The volume key lives from the release to the mount, in one bytearray that is
   wiped on every path.
-* Whatever ends the guest (SIGTERM, a dead server, an error half-way up) closes
-  everything in the opposite order.
+* Whatever ends the guest (SIGTERM, a dead server, an error half-way up, the end
+  of its lease) closes everything in the opposite order.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,16 +26,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sealserve import logs
 from sealserve.address import Address
 from sealserve.attestation import ratls
-from sealserve.broker.client import request_release
+from sealserve.broker.client import Released, request_release, request_renewal
 from sealserve.broker.identity import BrokerIdentity
 from sealserve.errors import Refused, Unavailable
+from sealserve.guest import lease
+from sealserve.guest.lease import LeaseKeeper
 from sealserve.guest.measure import guest_events, measure, require_unmeasured
 from sealserve.guest.server_process import ServerProcess
 from sealserve.hardening import forbid_core_dumps
 from sealserve.stopping import StopSignals
 from sealserve.tdx.azure import AzureProvider
 from sealserve.tdx.detect import Choice, find
-from sealserve.tdx.eventlog import RuntimeEvent, encode_log
+from sealserve.tdx.eventlog import encode_log
 from sealserve.tdx.evidence import EvidenceProvider, QuoteProvider
 from sealserve.tdx.guest import TdxGuest, read_boot_id
 from sealserve.volume.engine import verify_file
@@ -46,6 +49,8 @@ __all__ = ["GuestConfig", "up"]
 
 _POLL_SECONDS = 0.5
 _SIMULATION = "SIMULATION: this is not a real TD"
+
+_Quote = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class GuestConfig:
         sysfs: the root of the kernel's TDX interfaces.
         allow_simulation: accept a simulated TD below ``sysfs``.
         serve_flags: passed to the model server (``--port=8500``).
+        secret_version: of the resource; 0 for the current one. Another one is live
+            only while the owner rotates, and its record is of another volume.
         certificate_lifetime: of the attested TLS identity; renewed at half of it.
         state_dir: where the mount point and the event log live.
     """
@@ -81,6 +88,7 @@ class GuestConfig:
     sysfs: Path = Path("/sys")
     allow_simulation: bool = False
     serve_flags: tuple[str, ...] = ()
+    secret_version: int = 0
     certificate_lifetime: dt.timedelta = dt.timedelta(hours=24)
     state_dir: Path = field(default=Path("/run/sealserve"))
 
@@ -94,7 +102,8 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
 
     Raises:
         Refused: by the broker (its code), the volume's checks,
-            ``guest.already_measured`` or ``guest.evidence_unsupported``.
+            ``guest.already_measured`` or ``guest.evidence_unsupported``; later
+            ``guest.lease_revoked`` or ``guest.lease_ended``.
         Unavailable: a device, peer or program is missing, or ``guest.server_died``.
     """
     forbid_core_dumps()
@@ -104,23 +113,31 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
     log = logs.configure(program="sealserve guest", **note)
     log.info("evidence", provider=found.provider.name, reason=found.reason)
     require_unmeasured(td)
+    quote_of = _in_turn(td.quote)
     with StopSignals() as stopping, ExitStack() as down:
         mountpoint = _mountpoint(config.state_dir, down)
-        signed_record, record = _open_volume(config, td, mountpoint, down, log)
+        asked = lease.now()
+        released, record = _open_volume(config, quote_of, mountpoint, down, log)
 
-        events = guest_events(config.identity.spki_sha256, signed_record, record)
+        events = guest_events(config.identity.spki_sha256, released.record, record)
         measure(td, events)
         (config.state_dir / "runtime-log.json").write_bytes(encode_log(events))
         log.info("measured", events=[event.name for event in events])
 
-        identity = _attested_identity(td, events, config)
+        keeper = down.enter_context(_lease(released, asked, config, quote_of, log))
+
+        def new_identity() -> ratls.TlsIdentity:
+            return ratls.make_identity(
+                quote_of, events, lifetime=config.certificate_lifetime, simulated=td.simulated
+            )
+
         loud = (f"--log_note={_SIMULATION}",) if td.simulated else ()
         server = down.enter_context(
-            ServerProcess(mountpoint, identity, (*config.serve_flags, *loud))
+            ServerProcess(mountpoint, new_identity(), (*config.serve_flags, *loud))
         )
         log.info("serving", **server.ports)
         on_ready(server.ports)
-        _supervise(server, stopping, lambda: _attested_identity(td, events, config), config, log)
+        _supervise(server, keeper, stopping, new_identity, config, log)
         log.info("stopping")
 
 
@@ -137,14 +154,19 @@ def _quotes_of(provider: EvidenceProvider) -> QuoteProvider:
 
 def _open_volume(
     config: GuestConfig,
-    td: TdxGuest,
+    quote_of: _Quote,
     mountpoint: Path,
     down: ExitStack,
     log: logs.Log,
-) -> tuple[bytes, VolumeRecord]:
+) -> tuple[Released, VolumeRecord]:
     """Get the key from the broker and mount the volume by its record alone."""
     released = request_release(
-        str(config.broker), config.identity, config.resource, td.quote, read_boot_id()
+        str(config.broker),
+        config.identity,
+        config.resource,
+        quote_of,
+        read_boot_id(),
+        secret_version=config.secret_version,
     )
     try:
         log.info("released", resource=config.resource, secret_version=released.secret_version)
@@ -158,28 +180,49 @@ def _open_volume(
     finally:
         released.wipe()
     log.info("opened", volume=record.name, version=record.version, driver=config.driver)
-    return released.record, record
+    return released, record
 
 
-def _attested_identity(
-    td: TdxGuest, events: tuple[RuntimeEvent, ...], config: GuestConfig
-) -> ratls.TlsIdentity:
-    return ratls.make_identity(
-        td.quote, events, lifetime=config.certificate_lifetime, simulated=td.simulated
-    )
+def _in_turn(quote_of: _Quote) -> _Quote:
+    """One quote at a time: the lease and the TLS identity are renewed by different threads."""
+    turn = threading.Lock()
+
+    def quote(report_data: bytes) -> bytes:
+        with turn:
+            return quote_of(report_data)
+
+    return quote
+
+
+def _lease(
+    released: Released, asked: float, config: GuestConfig, quote_of: _Quote, log: logs.Log
+) -> LeaseKeeper:
+    def renew() -> int:
+        return request_renewal(
+            str(config.broker),
+            config.identity,
+            released.lease_id,
+            config.resource,
+            quote_of,
+            read_boot_id(),
+        )
+
+    return LeaseKeeper(released.lease_seconds, asked, renew, log)
 
 
 def _supervise(
     server: ServerProcess,
+    keeper: LeaseKeeper,
     stopping: StopSignals,
     new_identity: Callable[[], ratls.TlsIdentity],
     config: GuestConfig,
     log: logs.Log,
 ) -> None:
-    """Watch the server and renew its identity until it is time to stop."""
+    """Watch server and lease, and renew the identity, until it is time to stop."""
     renew_every = config.certificate_lifetime / 2
     renew_at = dt.datetime.now(dt.UTC) + renew_every
     while not stopping.wait(_POLL_SECONDS):
+        keeper.require()
         status = server.exit_status()
         if status is not None:
             raise Unavailable(
