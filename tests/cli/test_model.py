@@ -19,8 +19,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sealserve.cli import model as model_cli
+from sealserve.errors import SealserveError
 from sealserve.model import catalogue
 from sealserve.model.graphdef import GraphBuilder
+from sealserve.wire.tensorflow import graph_pb2, tensor_pb2
 
 CONTENT = b"frozen graph " * 1000
 
@@ -75,6 +77,39 @@ def test_a_frozen_graph_is_imported_and_shown(frozen: Path, tmp_path: Path) -> N
     assert signature["outputs"][0]["shape"] == [None, 4]
     assert "in   input: DT_FLOAT [?, 4] (input:0)" in run("show", frozen).stdout
     assert "serving_default" in run("import", frozen, *options).stdout
+
+
+def test_check_says_who_will_serve_each_signature(frozen: Path, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    run(
+        "import", frozen, "--out", out, "--name", "net", "--inputs", "input", "--outputs", "predict"
+    )
+    checked = as_json("check", out / "net")
+    assert checked["directory"] == str(out / "net" / "1")
+    (signature,) = checked["signatures"]
+    assert (signature["signature"], signature["runtime"]) == ("serving_default", "openvino")
+    assert "openvino: its conversion is proved equal" in run("check", out / "net" / "1").stdout
+
+
+def test_check_fails_for_a_signature_that_nobody_serves(tmp_path: Path) -> None:
+    saved = graph_pb2.SavedModel(saved_model_schema_version=1)
+    meta = saved.meta_graphs.add()
+    meta.meta_info_def.tags.append("serve")
+    meta.graph_def.node.add(name="x", op="Placeholder").attr["dtype"].type = tensor_pb2.DT_STRING
+    meta.graph_def.node.add(name="y", op="StringLower", input=["x"])
+    signature = meta.signature_def["serving_default"]
+    for entries, name in ((signature.inputs, "x"), (signature.outputs, "y")):
+        entries[name].name, entries[name].dtype = f"{name}:0", tensor_pb2.DT_STRING
+    (tmp_path / "saved_model.pb").write_bytes(saved.SerializeToString())
+    with pytest.raises(SealserveError) as caught:
+        run("check", tmp_path, "--tensorflow-runtime", "off")
+    assert caught.value.code == "model.not_servable"
+
+
+def test_check_of_a_directory_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(SealserveError) as caught:
+        run("check", tmp_path)
+    assert caught.value.code == "file.unreadable"
 
 
 def test_a_list_of_tensors_is_split_at_commas(frozen: Path, tmp_path: Path) -> None:
@@ -162,7 +197,7 @@ def test_without_a_network_there_is_one_line_and_a_hint(tmp_path: Path) -> None:
     assert lines[-1].startswith("next:")
 
 
-@pytest.mark.parametrize("command", ["list", "fetch", "build", "import", "show"])
+@pytest.mark.parametrize("command", ["list", "fetch", "build", "import", "show", "check"])
 def test_each_command_teaches_by_an_example(command: str) -> None:
     shown = run(command, "--help").stdout
     assert f"Example: sealserve model {command}" in " ".join(shown.replace("│", " ").split())

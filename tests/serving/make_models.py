@@ -6,6 +6,7 @@ TensorFlow itself returns for those inputs. What only TensorFlow computes so sta
 in ``DIR/only_tensorflow``.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -337,3 +338,25 @@ save_v1("with_default", placeholder_with_default)
 answers("with_default", {"x": np.array([10, 20, 30], "f4")})
 save_v1("v1", reference_variables)
 answers("v1", {"x": rng.normal(size=(3, 4)).astype("f4")})
+
+
+class Lite(tf.Module):
+    """A TensorFlow Lite file in a version directory."""
+
+    @tf.function(input_signature=[spec([1, 4], tf.float32, "x")])
+    def f(self, x):
+        return {"y": tf.nn.relu(x * 2.0 - 1.0)}
+
+
+LITE = ROOT / "lite" / "1"
+LITE.mkdir(parents=True)
+lite = Lite()
+with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [lite.f.get_concrete_function()], lite
+    )
+    (LITE / "model.tflite").write_bytes(converter.convert())
+given = np.array([[1, -2, 0.25, 8]], "f4")
+interpreter = tf.lite.Interpreter(str(LITE / "model.tflite"))
+computed = interpreter.get_signature_runner()(x=given)
+np.savez(ROOT / "lite.serving_default.npz", in_x=given, out_y=computed["y"])

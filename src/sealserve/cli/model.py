@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -179,3 +180,56 @@ def show_model(
 
 def _split(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+@app.command("check")
+def check_model(
+    directory: Annotated[
+        Path, typer.Argument(help="A version directory, or a base path: its newest version.")
+    ],
+    tags: Annotated[
+        str, typer.Option("--saved-model-tags", help="Tags of the meta graph.")
+    ] = "serve",
+    tensorflow: Annotated[
+        str,
+        typer.Option(
+            "--tensorflow-runtime", help="auto, off, or the path of a Python that has TensorFlow."
+        ),
+    ] = "auto",
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Say which runtime will serve each signature of a model, and why.
+
+    The model is loaded as the server would load it. The exit status is 0 only if
+    every signature is served.
+
+    Example: sealserve model check models/resnet50-v15-fp32
+    """
+    import io
+
+    from sealserve.errors import Refused
+    from sealserve.logs import make_log
+        from sealserve.serving.config import RuntimeConfig
+    from sealserve.serving.runtimes.choice import ChoosingRuntime
+    from sealserve.serving.versions import newest_version
+
+    config = RuntimeConfig(tags=tuple(tags.split(",")), tensorflow=tensorflow)
+    version = newest_version(directory)
+    model, choices = ChoosingRuntime(config, make_log(io.StringIO())).choose(version)
+    model.close()
+    rows = [
+        f"{each.signature}\n  {each.runtime or 'NOT SERVED'}: {each.reason}" for each in choices
+    ]
+    console.emit(
+        {"directory": str(version), "signatures": [asdict(each) for each in choices]},
+        as_json=as_json,
+        text="\n".join(rows) or "the model has no signature",
+    )
+    left = [each.signature for each in choices if each.runtime is None]
+    if left or not choices:
+        raise Refused(
+            "model.not_servable",
+            f"not every signature can be served: {', '.join(left) or 'there is none'}",
+            where=str(version),
+            hint="docs/model-directories.md says what can be",
+        )

@@ -49,3 +49,9 @@ def find_versions(config: ModelConfig) -> dict[int, Path]:
         case Specific(versions):
             numbers = [number for number in numbers if number in versions]
     return {number: found[number] for number in numbers}
+
+
+def newest_version(path: Path) -> Path:
+    """The newest version directory of a base path; the path itself where it has none."""
+    versions = find_versions(ModelConfig("", path))
+    return versions[max(versions)] if versions else path

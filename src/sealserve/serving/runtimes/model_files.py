@@ -1,0 +1,165 @@
+"""Models that are one file: TensorFlow Lite, ONNX, OpenVINO IR.
+
+A version directory is served by the first of these that it has:
+
+| file | what |
+|---|---|
+| ``saved_model.pb`` | a SavedModel (`saved_model`) |
+| ``model.tflite`` | TensorFlow Lite |
+| ``model.onnx`` | ONNX; its external data beside it |
+| ``model.xml`` | OpenVINO IR; the weights in ``model.bin`` |
+
+Such a file has one signature, ``serving_default``, whose keys are its own tensor
+names; a TensorFlow Lite file may state a signature with keys of its own. It is the
+file itself that says what is computed, so there is nothing to cut and nothing to
+prove but that it keeps no state and is computed exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any, Final, cast
+
+import openvino as ov
+
+from sealserve.errors import InputError, Unavailable
+from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE, Signature, TensorSpec
+from sealserve.serving.runtimes.graphs import (
+    CONVERSION_FAILURES,
+    ELEMENT_TYPES,
+    Graph,
+    reason_of,
+    stateful_kinds,
+)
+from sealserve.serving.runtimes.saved_model import FILE_NAME
+from sealserve.serving.runtimes.tflite import LiteSignature, read_signatures
+from sealserve.wire.tensorflow import graph_pb2
+from sealserve.wire.tensorflow import tensor_pb2 as pb
+
+__all__ = ["PREDICT_METHOD", "definition_of", "find_file", "read_file"]
+
+PREDICT_METHOD: Final = "tensorflow/serving/predict"
+
+_LITE: Final = "model.tflite"
+_FILES: Final = (_LITE, "model.onnx", "model.xml")
+_DATA_TYPES: Final = {str(element): number for number, element in ELEMENT_TYPES.items()}
+
+
+def find_file(path: Path) -> Path | None:
+    """The model file of a version directory; None where it has a SavedModel, or nothing."""
+    if (path / FILE_NAME).exists():
+        return None
+    return next((path / name for name in _FILES if (path / name).is_file()), None)
+
+
+def read_file(core: ov.Core, file: Path) -> Graph:
+    """Read a model file.
+
+    Raises:
+        InputError: ``servable.file_malformed``, ``servable.names_collide``.
+        Unavailable: ``servable.runtime_cannot``, ``servable.stateful``.
+    """
+    try:
+        graph = core.read_model(file)
+    except (*CONVERSION_FAILURES, RuntimeError, ValueError) as error:
+        raise InputError(
+            "servable.file_malformed",
+            f"OpenVINO cannot read the model: {reason_of(error)}",
+            where=str(file),
+        ) from None
+    stateful = stateful_kinds(graph)
+    if stateful:
+        raise Unavailable(
+            "servable.stateful",
+            f"the model keeps state or draws random numbers ({', '.join(stateful)}), "
+            "which the OpenVINO runtime does not serve",
+            where=str(file),
+            hint="export it for inference, without variables that change",
+        )
+    ports = _Ports(
+        {_key(port, "input", file): port for port in graph.inputs},
+        {_key(port, "output", file): port for port in graph.outputs},
+    )
+    if len(ports.inputs) != len(graph.inputs) or len(ports.outputs) != len(graph.outputs):
+        raise InputError(
+            "servable.names_collide", "two tensors of the model have one name", where=str(file)
+        )
+    keys = _lite_keys(file, ports) if file.name == _LITE else None
+    if keys is None:
+        keys = LiteSignature(
+            DEFAULT_SIGNATURE,
+            {name.removesuffix(":0"): name for name in ports.inputs},
+            {name.removesuffix(":0"): name for name in ports.outputs},
+        )
+    signature = Signature(
+        name=keys.key,
+        inputs={key: _spec(ports.inputs[name], key, file) for key, name in keys.inputs.items()},
+        outputs={key: _spec(ports.outputs[name], key, file) for key, name in keys.outputs.items()},
+        method_name=PREDICT_METHOD,
+    )
+    return Graph(signature, graph, keys.inputs, keys.outputs)
+
+
+@dataclass(frozen=True)
+class _Ports:
+    """A graph's ports by the names that its file gives them."""
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+
+
+def _lite_keys(file: Path, ports: _Ports) -> LiteSignature | None:
+    """The file's own signature, if it has one over exactly these ports."""
+    with (
+        file.open("rb") as stream,
+        mmap(stream.fileno(), 0, access=ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        stated = read_signatures(view)
+    for each in stated:
+        whole = set(each.inputs.values()) == set(ports.inputs)
+        if whole and set(each.outputs.values()) == set(ports.outputs):
+            return each
+    return None
+
+
+def definition_of(graph: Graph) -> graph_pb2.SignatureDef:
+    """The SignatureDef that a file without one would have."""
+    signature = graph.signature
+    wire = graph_pb2.SignatureDef(method_name=signature.method_name)
+    for entries, specs in ((wire.inputs, signature.inputs), (wire.outputs, signature.outputs)):
+        for key, spec in specs.items():
+            info = entries[key]
+            info.name = f"{key}:0"
+            info.dtype = cast("pb.DataType", spec.dtype)
+            if spec.shape is None:
+                info.tensor_shape.unknown_rank = True
+            else:
+                for size in spec.shape:
+                    info.tensor_shape.dim.add(size=size)
+    return wire
+
+
+def _key(port: Any, kind: str, file: Path) -> str:
+    # A port may have several names; the shortest one is the file's own, without ":0".
+    names = port.get_names()
+    if not names:
+        raise InputError("servable.names_collide", f"an {kind} has no name", where=str(file))
+    return str(min(names, key=lambda name: (len(name), name)))
+
+
+def _spec(port: Any, key: str, file: Path) -> TensorSpec:
+    number = _DATA_TYPES.get(str(port.get_element_type()))
+    if number is None:
+        raise Unavailable(
+            "servable.runtime_cannot",
+            f"{key!r} is of type {port.get_element_type()}, which the OpenVINO runtime "
+            "does not serve",
+            where=str(file),
+        )
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic:
+        return TensorSpec(number, None)
+    return TensorSpec(number, tuple(-1 if dim.is_dynamic else dim.get_length() for dim in shape))
