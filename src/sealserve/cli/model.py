@@ -209,7 +209,7 @@ def check_model(
 
     from sealserve.errors import Refused
     from sealserve.logs import make_log
-        from sealserve.serving.config import RuntimeConfig
+    from sealserve.serving.config import RuntimeConfig
     from sealserve.serving.runtimes.choice import ChoosingRuntime
     from sealserve.serving.versions import newest_version
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from sealserve.errors import Unavailable
 from sealserve.serving.config import Latest, ModelConfig, Specific
 
-__all__ = ["MAX_VERSION", "find_versions"]
+__all__ = ["MAX_VERSION", "find_versions", "newest_version"]
 
 MAX_VERSION = 2**63 - 1
 
