@@ -32,7 +32,7 @@ from sealserve.broker.operation.snapshot import (
 from sealserve.broker.tables import AuditLineRow, SecretRow
 from sealserve.simulator.platform import CollateralOptions, SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
-from tests.broker.conftest import RESOURCE, World, policy_for, utc_now
+from tests.broker.conftest import BOTH_STORES, RESOURCE, World, policy_for, utc_now
 from tests.simulated import EVENTS, fitting_policy, verified
 
 NOW = utc_now().replace(microsecond=0)
@@ -330,6 +330,21 @@ def test_seen_is_bounded_and_survives_any_line() -> None:
     assert len(seen.platforms) == 1024
 
 
+def test_a_renewal_keeps_a_measurement_alive_and_is_no_release() -> None:
+    seen = Seen()
+    entry = json.loads(denial(NOW)) | {
+        "event": "renewal", "verdict": "renewed", "image_release": "good", "reasons": [],
+        "platform": TCB.to_dict(), "tcb_date": "2026-01-01", "tcb_status": "UpToDate",
+    }  # fmt: skip
+    seen.feed(json.dumps(entry))
+    assert seen.matched == {("models/demo", "good"): NOW}
+    assert list(seen.platforms) == [TCB]
+    assert not seen.releases
+    assert not seen.denials
+    seen.feed(json.dumps(entry | {"verdict": "denied"}))
+    assert len(seen.denials) == 1
+
+
 def test_the_report_sorts_what_is_so_before_what_will_be() -> None:
     def finding(code: str, **changes: Any) -> Finding:
         made: dict[str, Any] = {"kind": "lock-out", "subject": "s", "message": "m", "advice": "a"}
@@ -372,6 +387,7 @@ def test_every_check_is_documented(platform: SimulatedPlatform) -> None:
 # --- against a real broker ---
 
 
+@BOTH_STORES
 def test_a_real_broker_after_a_release(world: World) -> None:
     world.ask()
     collateral = Collateral.load(world.judge.collateral._path)

@@ -8,6 +8,7 @@ import sqlite3
 import ssl
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,11 +19,16 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sealserve.address import Address
 from sealserve.broker.operation.access import PrincipalAccess
-from sealserve.broker.operation.page import anyone, plain
+from sealserve.broker.operation.findings import Finding, Report
+from sealserve.broker.operation.page import Pages, anyone, plain
 from sealserve.broker.operation.page_server import PageServer, bind_address, bind_socket
+from sealserve.broker.operation.seen import Decided, Reason, Seen
+from sealserve.broker.operation.watch import View
 from sealserve.broker.tables import PrincipalRow
 from sealserve.certificates import key_pem, load_key_pair
 from sealserve.errors import Refused, SealserveError, Unavailable
@@ -125,6 +131,43 @@ def test_hostile_text_stays_text(world: World, page: Path) -> None:
     assert not any(key.startswith("on") for key in handlers)
     for text in HOSTILE:
         assert plain(text).strip("`") in outline.text, text
+
+
+def elements_with(pages: Pages, text: str) -> list[str]:
+    """The elements of a page with this text wherever a peer's or an operator's could stand."""
+    look = pages._watch.look()
+    seen = Seen()
+    seen.denials.append(decided(text))
+    seen.releases.append(decided(text))
+    resource = replace(look.snapshot.resources[0], name=text, policy_sha256=text)
+    snapshot = replace(look.snapshot, resources=(resource,), principals=((text, text, look.now),))
+    finding = Finding(code="x.x", kind="risk", subject=text, message=text, advice=text)
+    pages._watch._view = View(
+        replace(look, snapshot=snapshot, seen=seen, audit_problem=text or None),
+        Report.of([finding], look.now),
+        1,
+    )
+    outline = Outline(pages._render(None))
+    # A sentence of ours may have `commands` in backticks.
+    return [name for name, _ in outline.elements if name != "code"]
+
+
+def decided(text: str) -> Decided:
+    reasons = (Reason(text, text, text, ""), Reason(text, "", "", text or "x"))
+    return Decided(utc_now(), *[text] * 9, (text,), reasons)
+
+
+def test_no_text_at_all_makes_markup(world: World) -> None:
+    pages = pages_of(world)
+    expected = elements_with(pages, "x")
+    nasty = st.text(st.sampled_from("<>&\"'`/={}%#! ax\n\0\u202e\ud800")) | st.text()
+
+    @settings(max_examples=60, deadline=None)
+    @given(nasty.filter(bool))
+    def check(text: str) -> None:
+        assert elements_with(pages, text) == expected
+
+    check()
 
 
 def test_characters_that_steer_are_shown_as_numbers() -> None:

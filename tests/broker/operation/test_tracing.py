@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +12,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sealserve.broker.observer import NOBODY, Outcome
 from sealserve.broker.operation.metrics import BrokerMetrics
 from sealserve.broker.operation.telemetry import Together
-from sealserve.broker.operation.tracing import BrokerTraces, otlp_exporter, say_in
+from sealserve.broker.operation.tracing import BrokerTraces
 from sealserve.broker.operation.watch import Watch
 from sealserve.errors import Refused, SealserveError
-from sealserve.logs import make_log
 from sealserve.simulator.td import SoftwareTd
 from tests.broker.conftest import RESOURCE, World
 
@@ -103,17 +101,6 @@ def test_a_ratio_of_nothing_traces_nothing(world: World) -> None:
     world.ask()
     traces.close()
     assert exporter.get_finished_spans() == ()
-
-
-def test_a_collector_that_is_away_costs_no_release(world: World) -> None:
-    with say_in(make_log(world.log)):
-        traces = BrokerTraces(otlp_exporter("http://127.0.0.1:1"))
-        world.judge.observer = traces
-        assert bytes(world.ask().secret) == world.key
-        traces.close()
-    said = [json.loads(line) for line in world.log.getvalue().splitlines()]
-    (warning,) = [line for line in said if line["event"] == "traces not sent"]
-    assert set(warning) == {"event", "source", "level", "timestamp"}
 
 
 def test_several_observers_hear_the_same(world: World, watch: Callable[[], Watch]) -> None:

@@ -11,7 +11,9 @@ from sealserve.broker.operation.watch import Watch
 from sealserve.broker.tables import AuditLineRow
 from sealserve.errors import SealserveError
 from sealserve.simulator.td import SoftwareTd
-from tests.broker.conftest import RESOURCE, World
+from tests.broker.conftest import BOTH_STORES, RESOURCE, World
+
+pytestmark = BOTH_STORES
 
 
 def test_each_look_follows_the_chain(world: World, watch: Callable[[], Watch]) -> None:
