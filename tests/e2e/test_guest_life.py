@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sealserve.broker.directory import open_broker
+from sealserve.broker.leases import Leases
 from sealserve.demo import story
 from tests.e2e.conftest import Flow
 
@@ -140,3 +142,27 @@ def test_a_td_serves_once_a_boot(flow: Flow, guest: Guest) -> None:
     name = guest.state.name.removeprefix("state-")
     outcome = flow.run(*story.guest_up("cloud/models.seal", name, flow.ports), expect=3)
     assert "[guest.already_measured]" in outcome.stderr
+
+
+def test_a_revoked_lease_stops_the_guest_and_closes_its_volume(flow: Flow) -> None:
+    flow.run(
+        "secret", "put", "models/short", "--broker", "broker",
+        "--sealed-key", "owner/models.key.sealed", "--record", "owner/models.record.json",
+        "--owner-pub", "owner/owner.pub", "--policy", "owner/release-policy.yaml", "--lease", "8",
+    )  # fmt: skip
+    story.start_td(flow.runner, "leased", "Boot a TD")
+    guest = Guest(flow, "leased", "--resource", "models/short")
+    try:
+        family = guest.family()
+        while not any(line["event"] == "lease renewed" for line in guest.lines()):
+            assert guest.process.poll() is None
+            time.sleep(0.1)
+        with open_broker(flow.directory / "broker") as broker:
+            leases = Leases(broker.store)
+            (lease,) = leases.list(resource="models/short")
+            leases.revoke(lease.id, by="a test")
+        assert guest.process.wait(60) == 3
+        assert _gone(guest, family) == []
+        assert "[guest.lease_revoked]" in Path(guest.log.name).read_text()
+    finally:
+        guest.close()
