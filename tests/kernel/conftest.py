@@ -12,16 +12,25 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.conftest import missing
-from tests.kernel.machine import run_guest, why_not
+from tests.kernel.machine import DISK, run_guest, why_not
 from tests.kernel.package import NoKernelError, cached_kernel
+from tests.soak import SOAK, times
 from tests.volume.conftest import Sealed, owner, plain, sealed, source
 from tests.volume.headers import CRAFTED
 
 __all__ = ["guest", "owner", "plain", "sealed", "source"]
 
 VICTIM = "models/net/1/variables/data"
-# Those that cryptsetup opens with the right key when nothing below it objects.
-HOSTILE = ("null segment cipher", "segment offset", "another uuid")
+# Those that cryptsetup opens with the right key when nothing below it objects, and the
+# one that it opens with any.
+HOSTILE = ("null segment cipher", "segment offset", "another uuid", "attacker's volume key")
+ANY_KEY = HOSTILE[-1]
+# Metadata sizes in KiB with sector sizes in bytes: all of LUKS2's under soak, else the ends.
+LAYOUTS = (
+    [(16 << power, sector) for power in range(9) for sector in (512, 4096)]
+    if SOAK
+    else [(16, 512), (512, 4096), (4096, 512), (4096, 4096)]
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Guest:
 
     plan: dict[str, Any]
     found: dict[str, Any]
+    disk: Path
 
     def __getitem__(self, scenario: str) -> dict[str, Any]:
         """What a scenario found; fails where it failed."""
@@ -58,10 +68,11 @@ def guest(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Guest:
     }
     with sealed.path.open("rb") as file:
         area = file.read(sealed.record.header.size)
-    # Only the metadata: the keyslots behind it stay as they are.
-    files |= {f"{name}.header": CRAFTED[name](area)[:0x8000] for name in HOSTILE}
-    found = run_guest(kernel, sealed.key, files, tmp_path_factory.mktemp("guest"))
-    return Guest(plan, found)
+    # Metadata and keyslot.
+    files |= {f"{name}.header": CRAFTED[name](area)[: 1 << 19] for name in HOSTILE}
+    work = tmp_path_factory.mktemp("guest")
+    found = run_guest(kernel, sealed.key, files, work)
+    return Guest(plan, found, work / DISK)
 
 
 def _plan(sealed: Sealed) -> dict[str, Any]:
@@ -72,4 +83,7 @@ def _plan(sealed: Sealed) -> dict[str, Any]:
         "header": [5000 * 8 + 3],
         "leaf": [(record.file_size - 4096) * 8 + 5],  # the first digest in the last block
         "victim": VICTIM,
+        "layouts": LAYOUTS,
+        "swaps": times(100, 8),
+        "seconds": times(1200, 120),
     }

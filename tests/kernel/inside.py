@@ -16,7 +16,6 @@ DATA = Path("/data")
 _KEY = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/sealserve.test/key/raw")
 _FINIT_MODULE = 313  # x86-64
 _POWER_OFF = 0x4321FEDC
-_SCENARIO_TIMEOUT = 90
 _FILESYSTEMS = {
     "/proc": "proc",
     "/sys": "sysfs",
@@ -34,11 +33,12 @@ def main() -> None:
         from tests.kernel.scenarios import SCENARIOS
 
         key = _KEY.read_bytes()
+        limit = json.loads((DATA / "plan.json").read_bytes())["seconds"]
         (port,) = Path("/dev").glob("vport*")
         with port.open("w") as results:
             for name, scenario in SCENARIOS.items():
                 begin = time.monotonic()
-                signal.alarm(_SCENARIO_TIMEOUT)
+                signal.alarm(limit)
                 try:
                     finding = scenario(key)
                 except Exception:

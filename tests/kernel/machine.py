@@ -21,19 +21,24 @@ import sealserve
 import tests
 from tests.kernel.initramfs import MODULES, SITE, TOOL_PATH, Initramfs
 from tests.kernel.package import Kernel
+from tests.soak import times
 
 KERNEL_MODULES = (
     "virtio_pci", "virtio_blk", "virtio_console", "qemu_fw_cfg", "loop", "xts", "aesni_intel",
-    "dm_mod", "dm_verity", "dm_crypt",
+    "dm_mod", "dm_verity", "dm_crypt", "algif_skcipher", "crypto_null",
 )  # fmt: skip
-TOOLS = ("losetup", "veritysetup", "cryptsetup", "mount", "umount")
+TOOLS = ("losetup", "veritysetup", "cryptsetup", "mkfs.ext4", "mount", "umount")
 DISTRIBUTIONS = ("cryptography", "pydantic", "structlog", "typer", "rich")
 
+DISK = "data.img"
+"""The guest's disk, an ext4 image, in the directory that `run_guest` works in."""
+
+_IN_THE_GUEST = ("__init__", "inside", "interop", "scenarios")
 _KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
 _INIT_ARGUMENTS = "-- -P -m tests.kernel.inside"
 
-# The hard limit; an idle machine needs about an eighth of it.
-_TIMEOUT = 240
+# The hard limit in seconds; an idle machine needs about an eighth of it.
+_TIMEOUT = times(7200, 360)
 
 
 def why_not() -> str | None:
@@ -107,7 +112,7 @@ def _disk(files: Mapping[str, Path | bytes], work: Path) -> Path:
             target.write_bytes(source)
         else:
             subprocess.run(["cp", "--sparse=always", source, target], check=True)
-    disk = work / "data.img"
+    disk = work / DISK
     mkfs = shutil.which("mkfs.ext4", path=TOOL_PATH)
     # Sparse: the guest makes copies in it.
     subprocess.run(
@@ -124,7 +129,7 @@ def _write_initrd(kernel: Kernel, file: IO[bytes]) -> Path:
     root.add_distributions(*DISTRIBUTIONS)
     root.add_tree(Path(sealserve.__file__).parent, SITE / "sealserve")
     here = Path(str(tests.__file__)).parent
-    for name in ("__init__.py", "kernel/__init__.py", "kernel/inside.py", "kernel/scenarios.py"):
+    for name in ("__init__.py", *(f"kernel/{file}.py" for file in _IN_THE_GUEST)):
         root.add_content(SITE / "tests" / name, (here / name).read_bytes())
     for number, module in enumerate(kernel.modules_with_needs(*KERNEL_MODULES)):
         root.add_content(MODULES / f"{number:02}.ko", module)

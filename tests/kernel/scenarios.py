@@ -10,6 +10,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -24,12 +25,13 @@ from typing import Any
 
 from sealserve.errors import SealserveError
 from sealserve.volume.engine import verify_file
-from sealserve.volume.kernel_driver import KernelDriver, attach_loop
+from sealserve.volume.kernel_driver import KernelDriver, loop_device
 from sealserve.volume.mapper import open_volume_file
 from sealserve.volume.mount import mount_sealed
 from sealserve.volume.owner import load_owner_public
 from sealserve.volume.process import Runner, run, secret_pipe
 from sealserve.volume.record import BLOCK_SIZE, VolumeRecord, open_record
+from tests.kernel.interop import every_layout, kernel_made
 
 DATA = Path("/data")
 VOLUME = DATA / "models.seal"
@@ -121,33 +123,39 @@ def swapped_header(key: bytes) -> dict[str, Any]:
     shutil.copyfile(VOLUME, COPY)
     with COPY.open("rb") as file:
         original = file.read(_record().header.size)
-    outcomes = {}
-    for name, header in _headers().items():
-        for program in ("veritysetup", "cryptsetup"):
-            attempt = functools.partial(_open_and_close, COPY, key, _swapping(program, header))
-            outcomes[f"{name} before {program}"] = _attempt(attempt)
-            _overwrite(COPY, original)
+    outcomes = []
+    attacks = itertools.cycle(itertools.product(_headers().items(), ("veritysetup", "cryptsetup")))
+    for (name, header), program in itertools.islice(attacks, _plan()["swaps"]):
+        runner = _swapping(program, header)
+        outcome = _attempt(functools.partial(_open_and_close, COPY, key, runner))
+        outcomes.append([name, program, outcome])
+        _overwrite(COPY, original)
     return {"outcomes": outcomes}
 
 
 def swapped_header_without_verity(key: bytes) -> dict[str, Any]:
     """The control: what cryptsetup makes of these headers when nobody checks them."""
     shutil.copyfile(VOLUME, COPY)
-    opened = []
+    wrong = bytes(reversed(key))
+    opened: dict[str, list[str]] = {"right": [], "wrong": []}
     for name, header in _headers().items():
         _overwrite(COPY, header)
-        loop = attach_loop(COPY, run)
+        with loop_device(COPY, run) as loop:
+            for which, secret in (("right", key), ("wrong", wrong)):
+                if _opens(loop, secret):
+                    opened[which].append(name)
+    return opened
+
+
+def _opens(loop: str, key: bytes) -> bool:
+    with secret_pipe(key) as reader:
+        options = ["--readonly", f"--key-file=/proc/self/fd/{reader}"]
         try:
-            with secret_pipe(key) as reader:
-                options = ["--readonly", f"--key-file=/proc/self/fd/{reader}"]
-                run(["cryptsetup", "open", *options, loop, "hostile"], pass_fds=[reader], timeout=5)
-            run(["cryptsetup", "close", "hostile"])
-            opened.append(name)
+            run(["cryptsetup", "open", *options, loop, "hostile"], pass_fds=[reader], timeout=20)
         except SealserveError:
-            pass
-        finally:
-            run(["losetup", "--detach", loop])
-    return {"opened": opened}
+            return False
+    run(["cryptsetup", "close", "hostile"])
+    return True
 
 
 SCENARIOS: dict[str, Callable[[bytes], dict[str, Any]]] = {
@@ -162,6 +170,8 @@ SCENARIOS: dict[str, Callable[[bytes], dict[str, Any]]] = {
         flipped_file,
         swapped_header,
         swapped_header_without_verity,
+        every_layout,
+        kernel_made,
     )
 }
 
