@@ -25,11 +25,13 @@ from sealserve.broker.operation.look import Look
 from sealserve.broker.operation.seen import Platform, Seen
 from sealserve.broker.operation.snapshot import (
     AuditState,
+    Proposal,
     ResourceState,
     SecretVersion,
     Snapshot,
 )
 from sealserve.broker.tables import AuditLineRow, SecretRow
+from sealserve.errors import Unavailable
 from sealserve.simulator.platform import CollateralOptions, SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 from tests.broker.conftest import BOTH_STORES, RESOURCE, World, policy_for, utc_now
@@ -69,10 +71,12 @@ def look(platform: SimulatedPlatform, **changes: Any) -> Look:
     collateral = platform.collateral(NOW, CollateralOptions(lifetime=60 * DAY))
     snapshot = Snapshot(
         taken=NOW,
+        clock=NOW,
         resources=(resource(),),
         leases=(),
         active_leases=0,
         principals=(("alice", "admin", NOW + 300 * DAY),),
+        proposals=(),
         audit=AuditState(5, "cd" * 32, 3, NOW - DAY, NOW - DAY / 2),
     )
     well: dict[str, Any] = {
@@ -86,7 +90,7 @@ def look(platform: SimulatedPlatform, **changes: Any) -> Look:
         "kek_problem": None,
         "free_bytes": 10 << 30,
     }
-    for name in ("resources", "principals", "audit"):
+    for name in ("resources", "principals", "audit", "clock", "proposals"):
         if name in changes:
             well["snapshot"] = replace(well["snapshot"], **{name: changes.pop(name)})
     return Look(**(well | changes))
@@ -160,6 +164,12 @@ SICK: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("kek.unusable", "lock-out", {"kek_problem": "the key-encryption key has mode 0644"}),
     ("directory.open", "risk", {"open_directory": True}),
+    ("clock.differs", "risk", {"clock": NOW - timedelta(seconds=40)}),
+    (
+        "release.failing",
+        "lock-out",
+        {"seen": with_seen(failed={"kek.vault_unreachable": NOW - timedelta(minutes=50)})},
+    ),
     ("disk.low", "lock-out", {"free_bytes": 1 << 20}),
     ("audit.broken", "risk", {"audit_problem": "line 3: the line was changed"}),
     (
@@ -288,7 +298,10 @@ def test_notices_are_never_due(platform: SimulatedPlatform) -> None:
     for _ in range(20):
         many.feed(denial(NOW))
     denied = report_on(look(platform, seen=many))
+    waiting = Proposal("ab" * 16, "secret.destroy", "alice", NOW + DAY)
+    proposed = report_on(look(platform, proposals=(waiting,)))
     for report, code in (
+        (proposed, "proposal.waiting"),
         (idle, "policy.no_live_measurement"),
         (unused, "policy.release_unused"),
         (denied, "release.many_denials"),
@@ -297,7 +310,8 @@ def test_notices_are_never_due(platform: SimulatedPlatform) -> None:
         assert code not in due(report, within=36500)
         (finding,) = [f for f in report.findings if f.code == code]
         assert finding.kind == "notice"
-        assert report.findings[-1] is finding  # after everything that has a date
+        # After everything that has a date, if it has none itself.
+        assert finding.due or report.findings[-1] is finding
 
 
 def denial(time: datetime, code: str = "policy.mrtd_unknown") -> str:
@@ -307,6 +321,20 @@ def denial(time: datetime, code: str = "policy.mrtd_unknown") -> str:
         "peer": "192.0.2.7", "anchor": "SIMULATION", "reasons": [{"code": code}],
     }  # fmt: skip
     return json.dumps(entry)
+
+
+def test_a_failure_inside_is_remembered_for_an_hour(world: World) -> None:
+    """The audit line of a failed release names what the guest is not told."""
+    with world.broker.store.writing() as session:
+        session.get_one(SecretRow, (RESOURCE, 1)).wrapped = b"not under this key"
+    with pytest.raises(Unavailable):
+        world.ask()
+    collateral = Collateral.load(world.judge.collateral._path)
+    report = examine(world.broker.root, now=utc_now(), collateral=collateral)
+    (finding,) = [each for each in report.due() if each.code == "release.failing"]
+    assert "kek.unwrap_failed" in finding.message
+    later = examine(world.broker.root, now=utc_now() + timedelta(hours=2), collateral=collateral)
+    assert "release.failing" not in due(later)
 
 
 def test_seen_is_bounded_and_survives_any_line() -> None:
@@ -443,7 +471,7 @@ def test_an_old_unsigned_chain_is_a_finding(
     broker: Broker, examined: Callable[[], list[str]]
 ) -> None:
     report = examine(broker.root, now=utc_now() + 8 * DAY)
-    assert due(report) == ["audit.checkpoint_old"]
+    assert set(due(report)) == {"audit.checkpoint_old", "clock.differs"}  # of another week
 
 
 def test_a_secret_that_expires_is_a_finding(

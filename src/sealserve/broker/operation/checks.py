@@ -214,6 +214,38 @@ def keys_and_disk(look: Look) -> Iterator[Finding]:
         )
 
 
+def service(look: Look) -> Iterator[Finding]:
+    """What went wrong inside the broker lately, its clock, and what waits for people."""
+    for code, last in look.seen.failed.items():
+        if last >= look.now - timedelta(hours=1):
+            yield Finding(
+                code="release.failing",
+                kind="lock-out",
+                subject="the broker",
+                message=f"guests that may have a secret did not get it, last at {last:%H:%M} UTC: "
+                f"{code}",
+                advice="`sealserve audit show` has the whole reason",
+            )
+    apart = abs((look.snapshot.clock - look.snapshot.taken).total_seconds())
+    if apart > look.thresholds.clock_seconds:
+        yield Finding(
+            code="clock.differs",
+            kind="risk",
+            subject="clocks",
+            message=f"this machine and the database are {apart:.0f} seconds apart",
+            advice="keep both by NTP: validity is judged by one, leases and nonces by the other",
+        )
+    for proposal in look.snapshot.proposals:
+        yield Finding(
+            code="proposal.waiting",
+            kind="notice",
+            subject=f"{proposal.action}, proposed by {proposal.proposer}",
+            message="waits for a second person, and is void after this day",
+            advice=f"approve or withdraw proposal {proposal.id}",
+            due=proposal.expires,
+        )
+
+
 def audit_chain(look: Look) -> Iterator[Finding]:
     """Whether the chain is whole and signed, and whether many were denied."""
     if look.audit_problem is not None:
@@ -273,6 +305,7 @@ CHECKS = (
     measurements_live,
     secrets_end,
     keys_and_disk,
+    service,
     audit_chain,
     simulation,
 )

@@ -49,7 +49,8 @@ def examine(
     """
     kek_problem = None
     try:
-        open_broker(root).store.close()
+        with open_broker(root):
+            pass
     except SealserveError as error:
         if not error.code.startswith("kek."):
             raise

@@ -109,6 +109,7 @@ class Seen:
         releases, denials: the newest ones, newest first.
         matched: when a guest last matched a (resource, release label), by a release or a renewal.
         denied_by_policy: when a genuine guest was last turned away from a resource.
+        failed: when the broker last failed for a reason of its own, by its code.
         platforms: those that were let in.
         anchor: of the newest decision.
     """
@@ -120,6 +121,7 @@ class Seen:
         self.denials: deque[Decided] = deque(maxlen=RECENT)
         self.matched: dict[tuple[str, str], datetime] = {}
         self.denied_by_policy: dict[str, datetime] = {}
+        self.failed: dict[str, datetime] = {}
         self.platforms: dict[PlatformTcb, Platform] = {}
         self.anchor: str | None = None
         self._denied_in_minute: Counter[int] = Counter()
@@ -181,6 +183,8 @@ class Seen:
             self._denied_in_minute = Counter(
                 {minute: n for minute, n in self._denied_in_minute.items() if minute >= oldest}
             )
+        if decided.verdict == "failed":
+            self.failed |= {reason.code: decided.time for reason in decided.reasons}
         # Only a resource that exists has a policy to fail: these names are the operator's.
         if any(reason.code.startswith("policy.") for reason in decided.reasons):
             self.denied_by_policy[decided.resource] = decided.time

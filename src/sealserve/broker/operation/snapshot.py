@@ -25,12 +25,21 @@ from sealserve.broker.tables import (
     AuditLineRow,
     LeaseRow,
     PrincipalRow,
+    ProposalRow,
     ResourceRow,
     SecretRow,
 )
 from sealserve.errors import InputError
 
-__all__ = ["AuditState", "Lease", "ResourceState", "SecretVersion", "Snapshot", "take"]
+__all__ = [
+    "AuditState",
+    "Lease",
+    "Proposal",
+    "ResourceState",
+    "SecretVersion",
+    "Snapshot",
+    "take",
+]
 
 MAX_LEASES: Final = 200
 """How many leases are shown whole; the number of all of them is always known."""
@@ -99,6 +108,16 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Proposal:
+    """An act that waits for a second person."""
+
+    id: str
+    action: str
+    proposer: str
+    expires: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class AuditState:
     """The audit chain as the tables state it; whether it is whole is for a check to say.
 
@@ -123,18 +142,22 @@ class Snapshot:
 
     Attributes:
         taken: when.
+        clock: the same moment by the database's clock.
         resources: by name.
         leases: active ones, the first to end first; at most `MAX_LEASES`.
         active_leases: how many there are.
         principals: name, role and end of each administrator's certificate.
+        proposals: acts that wait for a second person.
         audit: the chain.
     """
 
     taken: datetime
+    clock: datetime
     resources: tuple[ResourceState, ...]
     leases: tuple[Lease, ...]
     active_leases: int
     principals: tuple[tuple[str, str, datetime], ...]
+    proposals: tuple[Proposal, ...]
     audit: AuditState
 
 
@@ -150,10 +173,12 @@ def take(store: Store, now: datetime) -> Snapshot:
         active = _active_leases(session, clock)
         return Snapshot(
             taken=now,
+            clock=datetime.fromtimestamp(clock, UTC),
             resources=_resources(session, active),
             leases=_leases(session, clock),
             active_leases=sum(active.values()),
             principals=_principals(session),
+            proposals=_proposals(session, now),
             audit=_audit(session),
         )
 
@@ -228,6 +253,15 @@ def _principals(session: Session) -> tuple[tuple[str, str, datetime], ...]:
             certificate = x509.load_pem_x509_certificate(row.certificate.encode())
             found.append((row.name, row.role, certificate.not_valid_after_utc))
     return tuple(found)
+
+
+def _proposals(session: Session, now: datetime) -> tuple[Proposal, ...]:
+    waiting = select(ProposalRow).where(ProposalRow.state == "open").order_by(ProposalRow.expires)
+    found = (
+        Proposal(row.id, row.action, row.proposer, datetime.fromisoformat(row.expires))
+        for row in session.scalars(waiting)
+    )
+    return tuple(each for each in found if now < each.expires)
 
 
 def _audit(session: Session) -> AuditState:

@@ -25,6 +25,7 @@ class Thresholds:
         checkpoint_days: how old a line of the audit log without a signature over it may become.
         free_bytes: disk space below which the audit log may soon not be written.
         denials_an_hour: from so many on, somebody should look.
+        clock_seconds: how far the database's clock may be from this machine's.
         lines: how many audit lines are read, from the end.
     """
 
@@ -38,6 +39,7 @@ class Thresholds:
     checkpoint_days: int = 7
     free_bytes: int = 512 << 20
     denials_an_hour: int = 20
+    clock_seconds: int = 30
     lines: int = 200_000
 
 
