@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.conftest import missing
 from tests.kernel.machine import DISK, run_guest, why_not
-from tests.kernel.package import NoKernelError, cached_kernel
+from tests.kernel.package import Kernel, NoKernelError, cached_kernel
 from tests.soak import SOAK, times
 from tests.volume.conftest import Sealed, owner, plain, sealed, source
 from tests.volume.headers import CRAFTED
@@ -49,15 +49,20 @@ class Guest:
 
 
 @pytest.fixture(scope="session")
-def guest(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Guest:
-    """The findings of a guest that tried everything in `tests.kernel.scenarios`."""
+def kernel() -> Kernel:
+    """What is booted."""
     if reason := why_not():
         missing("a machine to boot a kernel in", reason)
     try:
-        kernel = cached_kernel()
+        return cached_kernel()
     except NoKernelError as error:
         missing("a kernel to boot", str(error))
         raise AssertionError from None
+
+
+@pytest.fixture(scope="session")
+def guest(kernel: Kernel, sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    """The findings of a guest that tried everything in `tests.kernel.scenarios`."""
     plan = _plan(sealed)
     public = sealed.owner.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     files: dict[str, Path | bytes] = {

@@ -10,7 +10,7 @@ import subprocess
 import time
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 DATA = Path("/data")
 _KEY = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/sealserve.test/key/raw")
@@ -26,32 +26,41 @@ _FILESYSTEMS = {
 
 
 def main() -> None:
-    """Run every scenario; each finding is one line ``[name, finding]`` of JSON."""
+    """Do what the plan says; each finding is one line ``[name, finding]`` of JSON."""
     libc = ctypes.CDLL(None)
     try:
         _set_up(libc)
-        from tests.kernel.scenarios import SCENARIOS
-
         key = _KEY.read_bytes()
-        limit = json.loads((DATA / "plan.json").read_bytes())["seconds"]
+        plan = json.loads((DATA / "plan.json").read_bytes())
         (port,) = Path("/dev").glob("vport*")
         with port.open("w") as results:
-            for name, scenario in SCENARIOS.items():
-                begin = time.monotonic()
-                signal.alarm(limit)
-                try:
-                    finding = scenario(key)
-                except Exception:
-                    finding = {"failed": traceback.format_exc()}
-                signal.alarm(0)
-                finding["left"] = left_behind()
-                print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
-                print(json.dumps([name, finding]), file=results, flush=True)
-            print(json.dumps(["complete", True]), file=results, flush=True)
+            if "crash" in plan:
+                from tests.kernel.crash import write_until_off
+
+                write_until_off(key, plan["crash"], results)
+            else:
+                _run_scenarios(key, plan["seconds"], results)
     except BaseException:
         traceback.print_exc()
     os.sync()
     libc.reboot(_POWER_OFF)
+
+
+def _run_scenarios(key: bytes, limit: int, results: IO[str]) -> None:
+    from tests.kernel.scenarios import SCENARIOS
+
+    for name, scenario in SCENARIOS.items():
+        begin = time.monotonic()
+        signal.alarm(limit)
+        try:
+            finding = scenario(key)
+        except Exception:
+            finding = {"failed": traceback.format_exc()}
+        signal.alarm(0)
+        finding["left"] = left_behind()
+        print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
+        print(json.dumps([name, finding]), file=results, flush=True)
+    print(json.dumps(["complete", True]), file=results, flush=True)
 
 
 def left_behind() -> list[str]:

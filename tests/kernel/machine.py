@@ -13,7 +13,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +35,12 @@ DISTRIBUTIONS = ("cryptography", "pydantic", "structlog", "typer", "rich")
 DISK = "data.img"
 """The guest's disk, an ext4 image, in the directory that `run_guest` works in."""
 
-_IN_THE_GUEST = ("__init__", "inside", "interop", "scenarios")
+_CONSOLE = "console.log"
+_RESULTS = "results.jsonl"
+_IN_THE_GUEST = (
+    "__init__", "kernel/__init__", "kernel/crash", "kernel/inside", "kernel/interop",
+    "kernel/scenarios", "volume/__init__", "volume/writer",
+)  # fmt: skip
 _KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
 _INIT_ARGUMENTS = "-- -P -m tests.kernel.inside"
 
@@ -64,8 +71,44 @@ def run_guest(
     Returns:
         What each scenario found, by name.
     """
+    with _booted(kernel, key, files, work) as machine:
+        try:
+            ended = machine.communicate(timeout=_TIMEOUT)[1]
+        except subprocess.TimeoutExpired:
+            ended = f"the guest was stopped after {_TIMEOUT} s"
+    found = dict(_results(work))
+    if not found.pop("complete", False):
+        raise AssertionError(f"the guest came not to its end: {ended}\n{_console(work)}")
+    return found
+
+
+def power_off_guest(
+    kernel: Kernel, key: bytes, files: Mapping[str, Path | bytes], work: Path, lines: int
+) -> list[tuple[str, Any]]:
+    """Boot a guest and take its power away once it has written so many lines of results.
+
+    Args:
+        kernel, key, files, work: as for `run_guest`.
+        lines: how many.
+
+    Returns:
+        All lines that came out before it was off.
+    """
+    deadline = time.monotonic() + _TIMEOUT
+    with _booted(kernel, key, files, work) as machine:
+        while len(_results(work)) < lines:
+            if machine.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the guest wrote too little:\n{_console(work)}")
+            time.sleep(0.02)
+    return _results(work)
+
+
+@contextmanager
+def _booted(
+    kernel: Kernel, key: bytes, files: Mapping[str, Path | bytes], work: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """The machine; it is gone, without a word to it, when the block ends."""
     disk = _disk(files, work)
-    console, results = work / "console.log", work / "results.jsonl"
     with tempfile.TemporaryFile(dir=work) as initrd, os.fdopen(
         os.memfd_create("key"), "w+b", buffering=0
     ) as key_file:  # fmt: skip
@@ -75,31 +118,37 @@ def run_guest(
         command = [
             "qemu-system-x86_64", "-M", "q35,accel=tcg", "-cpu", "max", "-m", "768",
             "-nodefaults", "-display", "none", "-no-reboot",
-            "-serial", f"file:{console}",
+            "-serial", f"file:{work / _CONSOLE}",
             "-device", "virtio-serial", "-device", "virtserialport,chardev=results",
-            "-chardev", f"file,id=results,path={results}",
+            "-chardev", f"file,id=results,path={work / _RESULTS}",
             "-kernel", str(kernel.image), "-initrd", f"/proc/self/fd/{initrd.fileno()}",
             "-append", f"{_KERNEL_OPTIONS} PYTHONPATH={SITE} rdinit={python} {_INIT_ARGUMENTS}",
             "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe",
             "-fw_cfg", f"name=opt/sealserve.test/key,file=/proc/self/fd/{key_file.fileno()}",
         ]  # fmt: skip
-        try:
-            ended = subprocess.run(
-                command,
-                pass_fds=(initrd.fileno(), key_file.fileno()),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT,
-                check=False,
-            ).stderr
-        except subprocess.TimeoutExpired:
-            ended = f"the guest was stopped after {_TIMEOUT} s"
-    found = dict(json.loads(line) for line in results.read_text().splitlines())
-    if not found.pop("complete", False):
-        log = console.read_text(errors="replace")[-5000:]
-        raise AssertionError(f"the guest came not to its end: {ended}\n{log}")
-    return found
+        with subprocess.Popen(
+            command,
+            pass_fds=(initrd.fileno(), key_file.fileno()),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as machine:
+            try:
+                yield machine
+            finally:
+                machine.kill()
+
+
+def _results(work: Path) -> list[tuple[str, Any]]:
+    """The whole lines among what the guest has written."""
+    path = work / _RESULTS
+    text = path.read_text() if path.exists() else ""
+    return [tuple(json.loads(line)) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def _console(work: Path) -> str:
+    return (work / _CONSOLE).read_text(errors="replace")[-5000:]
 
 
 def _disk(files: Mapping[str, Path | bytes], work: Path) -> Path:
@@ -129,7 +178,7 @@ def _write_initrd(kernel: Kernel, file: IO[bytes]) -> Path:
     root.add_distributions(*DISTRIBUTIONS)
     root.add_tree(Path(sealserve.__file__).parent, SITE / "sealserve")
     here = Path(str(tests.__file__)).parent
-    for name in ("__init__.py", *(f"kernel/{file}.py" for file in _IN_THE_GUEST)):
+    for name in (f"{module}.py" for module in _IN_THE_GUEST):
         root.add_content(SITE / "tests" / name, (here / name).read_bytes())
     for number, module in enumerate(kernel.modules_with_needs(*KERNEL_MODULES)):
         root.add_content(MODULES / f"{number:02}.ko", module)
