@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -68,6 +70,21 @@ class Postgres:
         """Stop it: ``fast`` ends sessions in order, ``immediate`` is a crash."""
         if (self._place / "data" / "postmaster.pid").exists():
             self._run("pg_ctl", "stop", "-w", "-D", self._data, "-m", mode)
+
+    def freeze(self) -> None:
+        """Let every process of the server stand still: connections stay, nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        postmaster = int((self._place / "data" / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        for pid in (postmaster, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def new_database(self) -> str:
         """The URL of an empty database."""

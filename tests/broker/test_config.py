@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+import sealserve.broker
 from sealserve.broker import config
 from sealserve.broker.config import BrokerConfig
 from sealserve.broker.directory import create, open_broker
@@ -127,3 +129,17 @@ def test_a_server_that_is_not_there_is_said_so(tmp_path: Path) -> None:
         create(tmp_path / "broker", name="one", chosen=chosen)
     assert caught.value.code == "store.unavailable"
     assert "No such file" in caught.value.message
+
+
+def test_without_the_driver_its_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "sealserve.broker.postgresql", raising=False)
+    monkeypatch.delattr(sealserve.broker, "postgresql", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    chosen = config.with_store("postgresql:///broker?host=/run/postgresql", where="here")
+    with pytest.raises(Unavailable) as caught:
+        create(tmp_path / "broker", name="one", chosen=chosen)
+    assert caught.value.code == "store.driver_missing"
+    assert "postgres" in str(caught.value.hint)
+    assert not (tmp_path / "broker").exists()

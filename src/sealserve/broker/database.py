@@ -144,41 +144,17 @@ def _sqlite(config: StoreConfig, root: Path) -> Engine:
 
 
 def _postgresql(config: StoreConfig) -> Engine:
-    seconds = config.timeout_seconds
-    milliseconds = seconds * 1000
-    session = {
-        "statement_timeout": milliseconds,
-        "lock_timeout": milliseconds,
-        "idle_in_transaction_session_timeout": 2 * milliseconds,
-        # A release is told of only when it is on the disk, whatever the server's default is.
-        "synchronous_commit": "on",
-        "timezone": "UTC",
-    }
     try:
-        return create_engine(
-            config.location.set(drivername="postgresql+psycopg"),
-            hide_parameters=True,
-            pool_size=config.connections,
-            max_overflow=0,
-            pool_timeout=seconds,
-            # A server that was restarted costs nobody a failed request later.
-            pool_pre_ping=True,
-            connect_args={
-                "application_name": "sealserve broker",
-                "connect_timeout": max(2, seconds),  # libpq takes no less than two
-                "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
-                "tcp_user_timeout": milliseconds,
-                "keepalives_idle": seconds,
-                "keepalives_interval": 1,
-                "keepalives_count": 3,
-            },
-        )
-    except ModuleNotFoundError:
+        from sealserve.broker import postgresql
+    except ModuleNotFoundError as error:
+        if error.name not in ("psycopg", "psycopg_binary"):
+            raise
         raise Unavailable(
             "store.driver_missing",
             "the driver for PostgreSQL is not installed",
             hint="pip install 'sealserve[broker,postgres]'",
         ) from None
+    return postgresql.connect(config)
 
 
 def _reason(error: SQLAlchemyError) -> str:
