@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import sqlite3
 import ssl
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -446,6 +448,25 @@ def test_principals_that_cannot_be_looked_up_let_nobody_in(
         monkeypatch.setattr(type(world.broker.store), "reading", broken)
         assert ask(connection).status == 403
     assert not is_let_in(world, https, alice)
+
+
+def test_connections_that_say_nothing_are_bounded(world: World, https: int) -> None:
+    """They would take the descriptors that guests and the database need."""
+    alice = Client("alice")
+    register(world, alice, "admin")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    mute = [socket.create_connection(("127.0.0.1", https), timeout=20) for _ in range(100)]
+    for each in mute[64:]:
+        with contextlib.suppress(ConnectionResetError):
+            assert each.recv(1) == b""  # closed
+    held = len(list(Path("/proc/self/fd").iterdir())) - before - len(mute)
+    assert held <= 66
+    assert world.ask().secret  # guests are served meanwhile
+    for each in mute:
+        each.close()
+    deadline = time.monotonic() + 20
+    while not is_let_in(world, https, alice):
+        assert time.monotonic() < deadline
 
 
 def test_the_guest_port_has_no_page(world: World) -> None:

@@ -33,7 +33,7 @@ from sealserve.errors import InternalError, Refused, Unavailable
 __all__ = ["PageServer", "bind_address", "bind_socket"]
 
 _START_SECONDS: Final = 30.0
-_MAX_CONNECTIONS: Final = 32
+_MAX_CONNECTIONS: Final = 64
 _MAX_PATH_BYTES: Final = 107  # sun_path of unix(7), with its final zero
 
 
@@ -61,7 +61,6 @@ class PageServer:
                 log_level="critical",
                 access_log=False,
                 server_header=False,
-                limit_concurrency=_MAX_CONNECTIONS,
                 backlog=_MAX_CONNECTIONS,
                 timeout_keep_alive=15,
                 timeout_graceful_shutdown=2,
@@ -102,6 +101,28 @@ class PageServer:
                 os.unlink(name)  # noqa: PTH108 (as the kernel names it)
 
 
+class _Listener(socket.socket):
+    """Accepts so many connections at a time and drops the others.
+
+    Also those that never finish a handshake: they must not take the descriptors
+    that guests' connections and the database need.
+    """
+
+    def __init__(self, family: int, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> None:
+        super().__init__(family, kind, protocol)
+        self._accepted: list[socket.socket] = []
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """A connection; what asyncio takes for one that went away by itself if there are enough."""
+        connection, peer = super().accept()
+        self._accepted = [each for each in self._accepted if each.fileno() >= 0]
+        if len(self._accepted) >= _MAX_CONNECTIONS:
+            connection.close()
+            raise ConnectionAbortedError(errno.ECONNABORTED, "too many connections")
+        self._accepted.append(connection)
+        return connection, peer
+
+
 class _WithPeer(H11Protocol):
     """Puts the client's certificate into the state of each of its requests."""
 
@@ -127,7 +148,7 @@ def bind_socket(path: Path) -> socket.socket:
     if len(name) > _MAX_PATH_BYTES:
         raise _failed(f"the path is longer than {_MAX_PATH_BYTES} bytes", str(path))
     _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = _Listener(socket.AF_UNIX)
     before = os.umask(0o177)
     try:
         listener.bind(name)
@@ -149,7 +170,7 @@ def bind_address(address: Address) -> socket.socket:
         family, kind, protocol, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = _Listener(family, kind, protocol)
     except OSError as error:
         raise _failed(error.strerror or type(error).__name__, str(address)) from None
     try:
