@@ -122,6 +122,35 @@ def test_lasting_trouble_is_not_retried(
     assert kernel.asked == 1
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "asked"),
+    [(errno.EBUSY, "", 1), (errno.EINVAL, "tdx.sysfs", 0), (errno.EACCES, "tdx.permission", 0)],
+)
+def test_trouble_with_the_write_is_told_apart_too(
+    tmp_path: Path,
+    kernel: FakeKernel,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: str,
+    asked: int,
+) -> None:
+    troubles = [error(number)]
+
+    def write(path: Path, data: bytes) -> None:
+        if troubles:
+            raise troubles.pop()
+        kernel.write(path, data)
+
+    monkeypatch.setattr("sealserve.tdx.configfs.write_attribute", write)
+    if code:
+        with pytest.raises(Unavailable) as caught:
+            provider(tmp_path).collect(DATA)
+        assert caught.value.code == code
+    else:
+        assert provider(tmp_path).collect(DATA).quote
+    assert kernel.asked == asked
+
+
 def test_an_answer_that_is_no_tdx_quote_is_refused_at_once(
     tmp_path: Path, kernel: FakeKernel
 ) -> None:

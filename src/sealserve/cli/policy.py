@@ -103,7 +103,12 @@ def init(
         {"policy": str(file), "label": label, "labels": labels, "simulation": policy.simulation},
         as_json=as_json,
         text=f"{file}: accepts {', '.join(map(repr, labels))}; read it before you rely on it"
-        + (" (SIMULATION allowed)" if policy.simulation == "allowed" else ""),
+        + (" (SIMULATION allowed)" if policy.simulation == "allowed" else "")
+        + (
+            ""
+            if policy.platform_flags.smt
+            else "\nIt refuses what servers have on: see its platform_flags, and --server-platform"
+        ),
     )
 
 
