@@ -8,7 +8,8 @@
 set -eu
 
 # program or file      package          what it is for
-product='
+product() {
+    cat <<'END'
 cryptsetup             cryptsetup-bin   formats the LUKS2 volume
 veritysetup            cryptsetup-bin   makes the dm-verity tree
 mkfs.ext4              e2fsprogs        fills the volume with a file system
@@ -18,15 +19,19 @@ fuse2fs                fuse2fs          opens the file system without root
 mkfs.erofs             erofs-utils      fills a volume that is read-only by nature
 libcrypto.so.3         libssl3          AES-XTS at full speed
 setpriv                util-linux       ends the server with its guest
-'
-tests='
+END
+}
+
+tests() {
+    cat <<'END'
 openssl                openssl          judges our certificates and ciphers
 chromium               chromium         opens the operator's page
 swtpm                  swtpm            a TPM to speak to, as on Azure
 qemu-system-x86_64     qemu-system-x86  boots a kernel with device-mapper
 psql                   postgresql       a database for several brokers
 zstd                   zstd             unpacks the modules of a Ubuntu kernel
-'
+END
+}
 
 python=${PYTHON:-python3}
 
@@ -39,7 +44,7 @@ present() {
 
 # Prints the packages of a list that are not there; says what each is for.
 missing_of() {
-    echo "$1" | while read -r program package purpose; do
+    "$1" | while read -r program package purpose; do
         [ -n "$program" ] || continue
         present "$program" && continue
         echo "missing: $program (package $package): $purpose" >&2
@@ -64,7 +69,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
     exit 4
 fi
 
-packages=$(missing_of "$product")
+packages=$(missing_of product)
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     echo "missing: Python's venv module (package python3-venv): its own environment" >&2
     packages="$packages python3-venv"
@@ -80,7 +85,7 @@ if [ -n "$packages" ]; then
 fi
 
 [ "${1:-}" = "--tests" ] || exit 0
-packages=$(missing_of "$tests")
+packages=$(missing_of tests)
 # shellcheck disable=SC2086
 if [ -n "$packages" ]; then
     if can_install; then

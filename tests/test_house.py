@@ -80,3 +80,16 @@ def test_tensorflow_can_be_imported_in_the_same_process(oracle: Path, order: str
     )
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n" + "\n".join([*lines, check])
     subprocess.run([oracle, "-c", code], check=True, env={"TF_CPP_MIN_LOG_LEVEL": "3"})
+
+
+def test_each_system_package_is_named_with_its_purpose() -> None:
+    """An apostrophe in a purpose once ended the list, and every make target with it."""
+    script = (ROOT / "scripts" / "system-packages.sh").read_text()
+    lists = script[script.index("product()") : script.index("python=")]
+    shown = subprocess.run(
+        ["sh", "-euc", f"{lists}\nproduct\ntests"], capture_output=True, text=True, check=True
+    )
+    assert shown.stderr == ""
+    rows = shown.stdout.splitlines()
+    assert len(rows) > 12
+    assert all(len(row.split()) >= 4 for row in rows)

@@ -13,10 +13,14 @@ from sealserve.simulator.td import SoftwareTd
 from tests.broker.conftest import World
 from tests.broker.operation.chromium import CHROMIUM, Tab, browser, plain_proxy
 from tests.broker.operation.test_page import HOSTILE
+from tests.conftest import missing
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs chromium: scripts/system-packages.sh --tests"
-)
+
+@pytest.fixture(autouse=True)
+def _needs_chromium() -> None:
+    if CHROMIUM is None:
+        missing("Chromium", "apt install chromium (`scripts/system-packages.sh --tests`)")
+
 
 _CONTRAST = """
 (() => {
