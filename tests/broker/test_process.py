@@ -218,8 +218,9 @@ def test_the_page_runs_beside_the_broker(process: Process) -> None:
     process.start()
     assert process.ask() == KEY
     page = process.root / "s"
-    assert "Last releases" in get(page).text
-    metrics = get(page, "/metrics").text
+    shown, metrics = get(page).text, get(page, "/metrics").text
+    assert "Last releases" in shown
+    assert "PLANTED" not in shown + metrics
     assert 'sealserve_broker_releases_total{code="released",verdict="released"} 1.0' in metrics
     assert "sealserve_broker_nonces 1.0" in metrics
     listening = json.loads(process.stderr.read_text().splitlines()[0])

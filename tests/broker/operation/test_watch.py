@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import pytest
 
 from sealserve.broker.operation import watch as watch_module
 from sealserve.broker.operation.watch import Watch
-from sealserve.broker.tables import AuditLineRow
+from sealserve.broker.tables import AuditLineRow, ResourceRow
 from sealserve.errors import SealserveError
 from sealserve.simulator.td import SoftwareTd
-from tests.broker.conftest import BOTH_STORES, RESOURCE, World
+from tests.broker.conftest import BOTH_STORES, RESOURCE, World, policy_for
 
 pytestmark = BOTH_STORES
 
@@ -74,6 +75,17 @@ def test_a_view_does_not_change_under_its_reader(world: World, watch: Callable[[
     world.ask()
     watched.view()
     assert not before.look.seen.releases
+
+
+def test_a_changed_policy_is_read(world: World, watch: Callable[[], Watch]) -> None:
+    watched = watch()
+    assert all(each.simulation for each in watched.look().snapshot.resources)
+    with world.broker.store.writing() as session:
+        row = session.get_one(ResourceRow, RESOURCE)
+        row.policy = policy_for(world.td, simulation="denied")
+        row.policy_sha256 = hashlib.sha256(row.policy).hexdigest()
+    found = {each.name: each.simulation for each in watched.look().snapshot.resources}
+    assert found == {RESOURCE: False, "models/other": True}
 
 
 def test_looks_are_kept_for_seconds(world: World) -> None:

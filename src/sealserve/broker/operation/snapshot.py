@@ -161,12 +161,18 @@ class Snapshot:
     audit: AuditState
 
 
-def take(store: Store, now: datetime) -> Snapshot:
+def take(store: Store, now: datetime, *, before: Snapshot | None = None) -> Snapshot:
     """Look at a store.
+
+    Args:
+        store: open.
+        now: the wall clock's time.
+        before: an earlier look, whose policies need not be read again.
 
     Raises:
         Unavailable: ``store.unavailable``.
     """
+    policies = {each.policy_sha256: each.policy for each in before.resources} if before else {}
     with store.reading() as session:
         # Leases end by the database's clock, as the broker itself counts.
         clock = store.clock(session)
@@ -174,7 +180,7 @@ def take(store: Store, now: datetime) -> Snapshot:
         return Snapshot(
             taken=now,
             clock=datetime.fromtimestamp(clock, UTC),
-            resources=_resources(session, active),
+            resources=_resources(session, active, policies),
             leases=_leases(session, clock),
             active_leases=sum(active.values()),
             principals=_principals(session),
@@ -210,7 +216,9 @@ def _leases(session: Session, clock: float) -> tuple[Lease, ...]:
     )
 
 
-def _resources(session: Session, leases: dict[str, int]) -> tuple[ResourceState, ...]:
+def _resources(
+    session: Session, leases: dict[str, int], policies: dict[str, Policy | None]
+) -> tuple[ResourceState, ...]:
     versions: dict[str, list[SecretVersion]] = {}
     columns = select(
         SecretRow.id,
@@ -230,7 +238,7 @@ def _resources(session: Session, leases: dict[str, int]) -> tuple[ResourceState,
             name=row.name,
             secret_version=row.secret_version,
             versions=tuple(versions.get(row.secret_id, ())),
-            policy=_policy(row.policy),
+            policy=policies.get(row.policy_sha256) or _policy(row.policy),
             policy_sha256=row.policy_sha256,
             lease_seconds=row.lease_seconds,
             leases=leases.get(row.name, 0),

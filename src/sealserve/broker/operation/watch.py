@@ -94,7 +94,8 @@ class Watch:
         return self.view().look
 
     def _take(self, now: datetime) -> View:
-        snapshot = take(self._broker.store, now)
+        before = self._view.look.snapshot if self._view else None
+        snapshot = take(self._broker.store, now, before=before)
         self._follow(snapshot.audit.lines)
         look = Look(
             now=now,
