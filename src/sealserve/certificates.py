@@ -1,4 +1,4 @@
-"""Keys and certificates of TLS servers that sign for themselves; and how damaged ones are told.
+"""Keys and certificates of TLS peers that sign for themselves; and how damaged ones are told.
 
 Nobody vouches for such a certificate: whoever connects pins it, or checks the
 evidence inside it. What all of them have in common stands here.
@@ -19,7 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["BACKDATE", "UNREADABLE", "key_pem", "load_key_pair", "server_certificate"]
+__all__ = [
+    "BACKDATE",
+    "UNREADABLE",
+    "client_certificate",
+    "key_pem",
+    "load_key_pair",
+    "server_certificate",
+]
 
 BACKDATE: Final = timedelta(minutes=5)
 """A certificate begins this much earlier: clocks of clients may be a little behind."""
@@ -75,12 +82,45 @@ def server_certificate(
         organization: for people, at most 64 characters.
         evidence: an extension of attestation evidence.
     """
+    builder = _leaf(key, common_name, lifetime, organization, ExtendedKeyUsageOID.SERVER_AUTH)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    if evidence is not None:
+        builder = builder.add_extension(evidence, critical=False)
+    return builder.sign(key, hashes.SHA256())
+
+
+def client_certificate(
+    key: ec.EllipticCurvePrivateKey,
+    common_name: str,
+    lifetime: timedelta,
+    *,
+    organization: str | None = None,
+) -> x509.Certificate:
+    """A self-signed certificate of a TLS client: a leaf, which cannot sign another one.
+
+    Args:
+        key: the client's.
+        common_name: for people, at most 64 characters.
+        lifetime: from now, in whole seconds.
+        organization: for people, at most 64 characters.
+    """
+    usage = ExtendedKeyUsageOID.CLIENT_AUTH
+    return _leaf(key, common_name, lifetime, organization, usage).sign(key, hashes.SHA256())
+
+
+def _leaf(
+    key: ec.EllipticCurvePrivateKey,
+    common_name: str,
+    lifetime: timedelta,
+    organization: str | None,
+    usage: x509.ObjectIdentifier,
+) -> x509.CertificateBuilder:
     subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
     if organization is not None:
         subject.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
     name = x509.Name(subject)
     now = datetime.now(UTC).replace(microsecond=0)
-    builder = (
+    return (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -88,15 +128,11 @@ def server_certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - BACKDATE)
         .not_valid_after(now + lifetime)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_SIGN_HANDSHAKES, critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-    if evidence is not None:
-        builder = builder.add_extension(evidence, critical=False)
-    return builder.sign(key, hashes.SHA256())
 
 
 def load_key_pair(context: ssl.SSLContext, pem: bytes) -> None:

@@ -220,7 +220,14 @@ def test_what_does_not_fit_together_is_refused_and_stores_nothing(
         assert refusal_of(*owner.put(**changes)) == expected
     assert stranger_private.exists()
     assert result_of("secret", "list", "--broker", owner.broker)["secrets"] == []
-    assert result_of("audit", "verify", "--broker", owner.broker)["lines"] == 0
+    # What the broker itself refused stands in its log; what was refused before, nowhere.
+    logged = result_of("audit", "show", "--broker", owner.broker)["lines"]
+    assert [(line["event"], line["code"]) for line in logged] == [
+        ("admin.refused", "secret.key_mismatch"),
+        ("admin.refused", "sealing.not_opened"),
+        ("admin.refused", "deposit.malformed"),
+        ("admin.refused", "policy.malformed"),
+    ]
 
 
 def test_a_broken_chain_shows_in_verify_status_and_export(owner: Owner, tmp_path: Path) -> None:

@@ -114,17 +114,14 @@ class AuditLog:
             with closing(streamed) as lines:
                 yield from lines
 
-    def page(self, after: int, *, limit: int, until: int) -> list[str]:
+    def page(self, after: int, *, limit: int) -> list[str]:
         """Some lines from a place on, oldest first.
 
         Args:
             after: the number of the line before the first.
             limit: at most so many.
-            until: the number of the last.
         """
-        wanted = select(AuditLineRow.line).where(
-            AuditLineRow.sequence > after, AuditLineRow.sequence <= until
-        )
+        wanted = select(AuditLineRow.line).where(AuditLineRow.sequence > after)
         with self._store.reading() as session:
             return list(session.scalars(wanted.order_by(AuditLineRow.sequence).limit(limit)))
 

@@ -16,7 +16,7 @@ import json
 import textwrap
 import urllib.parse
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import sqlalchemy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -37,6 +37,7 @@ __all__ = [
     "LimitsConfig",
     "StoreConfig",
     "TelemetryConfig",
+    "TwoPerson",
     "load",
     "parse",
     "render",
@@ -50,6 +51,9 @@ _MAX_BYTES: Final = 64 * 1024
 _MAX_NODES: Final = 1024
 _WIDTH: Final = 98
 _VERIFIED: Final = ("verify-ca", "verify-full")
+
+TwoPerson = Literal["destroy", "loosen"]
+"""What can be put under two people's control."""
 
 
 class _Section(BaseModel):
@@ -117,7 +121,29 @@ class KekConfig(_Section):
 
 
 class AdminConfig(_Section):
-    """The administration port and who may do what there."""
+    """The administration port, and what needs two people; who may call it is in the database."""
+
+    listen: Annotated[
+        str,
+        Field(
+            max_length=300,
+            description="Administration by gRPC under mutual TLS: HOST:PORT, never the guests'"
+            ' port; "" for none. `sealserve broker principal` says who may call it.',
+        ),
+    ] = ""
+    two_person: Annotated[
+        tuple[TwoPerson, ...],
+        Field(
+            max_length=2,
+            description="What a second administrator must approve: destroy (a version of a"
+            " secret), loosen (a policy). If it names anything, adding or removing an"
+            " administrator needs two as well, from the first one on. The command line on"
+            " the broker's directory is held to it too.",
+        ),
+    ] = ()
+    proposal_hours: Annotated[
+        int, Field(ge=1, le=24 * 30, description="How long a proposal waits for the second person.")
+    ] = 72
 
     page_socket: Annotated[
         str,
@@ -137,12 +163,12 @@ class AdminConfig(_Section):
         ),
     ] = ""
 
-    @field_validator("page_listen")
+    @field_validator("listen", "page_listen")
     @classmethod
     def _address(cls, text: str) -> str:
         if text:
             try:
-                Address.parse(text, where="page_listen")
+                Address.parse(text, where=CONFIG_FILE)
             except InputError:
                 raise ValueError("must be HOST:PORT") from None
         return text

@@ -20,14 +20,16 @@ import base64
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy.orm import Session
 
 from sealserve.attestation import policy_file
+from sealserve.attestation.policy import Policy
 from sealserve.attestation.sealing import HpkeKey, generate_key
 from sealserve.broker import audit, config
 from sealserve.broker.checkpoints import Signer
@@ -41,7 +43,15 @@ from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.files import sync_path, write_atomically
 from sealserve.wire.limits import MAX_RECORD_BYTES
 
-__all__ = ["DEFAULT_LEASE_SECONDS", "Broker", "create", "open_broker", "open_without_kek"]
+__all__ = [
+    "DEFAULT_LEASE_SECONDS",
+    "Broker",
+    "Deposit",
+    "create",
+    "open_broker",
+    "open_without_kek",
+    "release_policy",
+]
 
 DEFAULT_LEASE_SECONDS: Final = 24 * 3600
 
@@ -50,6 +60,18 @@ _IDENTITY: Final = "broker.json"
 _TLS_KEY: Final = "broker/tls"
 _DEPOSIT_KEY: Final = "broker/deposit"
 _AUDIT_KEY: Final = "broker/audit"
+
+
+@dataclass(frozen=True, slots=True)
+class Deposit:
+    """A deposit that was checked and opened; fields as `Broker.accept` has them."""
+
+    resource: str
+    secret: bytes = field(repr=False)
+    record: bytes = field(repr=False)
+    owner_public_key: bytes = field(repr=False)
+    policy: bytes = field(repr=False)
+    lease_seconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +111,7 @@ class Broker:
         """The TLS private key, PEM, for gRPC to hold in memory."""
         return self.store.broker_key(_TLS_KEY, self.kek)
 
-    def put_secret(
+    def accept(
         self,
         resource: str,
         sealed_key: bytes,
@@ -98,11 +120,8 @@ class Broker:
         owner_public_key: bytes,
         policy: bytes,
         lease_seconds: int = DEFAULT_LEASE_SECONDS,
-        check: Callable[[bytes], None] = lambda _secret: None,
-    ) -> Resource:
-        """Take a deposit: keep its key, and let this policy say who may have it.
-
-        The caller has checked the record's signature.
+    ) -> Deposit:
+        """Check a deposit and open it. The caller checks that key and record belong together.
 
         Args:
             resource: the name guests ask for, such as ``"models/demo"``.
@@ -111,10 +130,6 @@ class Broker:
             owner_public_key: who signed the record.
             policy: the policy, a YAML document.
             lease_seconds: how long a guest may keep the secret, from 1 on.
-            check: called with the opened key; raises if it does not belong to the record.
-
-        Returns:
-            The resource as it is now; a second put of a name is its next version.
 
         Raises:
             InputError: ``resource.name_invalid``, ``resource.record_too_large``,
@@ -132,26 +147,28 @@ class Broker:
             )
         if not 1 <= lease_seconds < 2**31:
             raise InputError("resource.lease_invalid", f"a lease of {lease_seconds} s is no lease")
-        if policy_file.parse(policy).required_events:
-            raise InputError(
-                "resource.policy_needs_events",
-                "the policy requires runtime events, which no guest has before it has the key",
-                where="required_events",
-                hint="leave them out here; they belong in the policy of the clients",
-            )
+        release_policy(policy)
         secret = open_deposit(self._deposit_key(), self.identity, sealed_key)
-        check(secret)
+        return Deposit(resource, secret, record, owner_public_key, policy, lease_seconds)
+
+    def keep(self, session: Session, deposit: Deposit) -> Resource:
+        """Store a deposit as the secret's next version, with no audit line of its own."""
+        return self.store.put_secret(
+            session,
+            deposit.resource,
+            deposit.secret,
+            self.kek,
+            record=deposit.record,
+            owner_public_key=deposit.owner_public_key,
+            policy=deposit.policy,
+            lease_seconds=deposit.lease_seconds,
+        )
+
+    def put_secret(self, resource: str, sealed_key: bytes, **given: Any) -> Resource:
+        """`accept` and `keep` in one step, for a broker that nobody administers yet."""
+        deposit = self.accept(resource, sealed_key, **given)
         with self.store.writing() as session:
-            stored = self.store.put_secret(
-                session,
-                resource,
-                secret,
-                self.kek,
-                record=record,
-                owner_public_key=owner_public_key,
-                policy=policy,
-                lease_seconds=lease_seconds,
-            )
+            stored = self.keep(session, deposit)
             audit.append(
                 session,
                 {
@@ -165,6 +182,23 @@ class Broker:
 
     def _deposit_key(self) -> HpkeKey:
         return HpkeKey.from_private_bytes(self.store.broker_key(_DEPOSIT_KEY, self.kek))
+
+
+def release_policy(raw: bytes) -> Policy:
+    """Read a policy over a resource.
+
+    Raises:
+        InputError: ``policy.malformed``, ``resource.policy_needs_events``.
+    """
+    policy = policy_file.parse(raw)
+    if policy.required_events:
+        raise InputError(
+            "resource.policy_needs_events",
+            "the policy requires runtime events, which no guest has before it has the key",
+            where="required_events",
+            hint="leave them out here; they belong in the policy of the clients",
+        )
+    return policy
 
 
 def create(

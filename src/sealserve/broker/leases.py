@@ -25,7 +25,7 @@ from sealserve.broker.store import Store
 from sealserve.broker.tables import LeaseRow
 from sealserve.errors import Refused
 
-__all__ = ["Grant", "Lease", "Leases", "grant", "new_id", "renew"]
+__all__ = ["Grant", "Lease", "Leases", "grant", "new_id", "renew", "revoke"]
 
 State = Literal["active", "revoked", "ended"]
 
@@ -136,29 +136,46 @@ class Leases:
             Refused: ``lease.unknown``, ``lease.ended``.
             Unavailable: ``store.*``.
         """
-        lease_id_bytes(lease_id)
         with self._store.writing() as session:
-            row = session.get(LeaseRow, lease_id, with_for_update=True)
-            if row is None:
-                raise Refused(
-                    "lease.unknown",
-                    "there is no such lease",
-                    where=lease_id,
-                )
-            lease = _lease(row, self._store.clock(session))
-            if lease.state == "ended":
-                raise Refused("lease.ended", "the lease has ended by itself", where=lease_id)
-            if lease.state == _ACTIVE:
-                row.state = _REVOKED
+            lease, ended = revoke(session, self._store, lease_id)
+            if ended:
                 entry = {
                     "event": "lease.revoke",
                     "lease": lease_id,
-                    "resource": row.resource,
-                    "secret_version": row.secret_version,
+                    "resource": lease.resource,
+                    "secret_version": lease.secret_version,
                     "by": by,
                 }
                 audit.append(session, entry)
-            return _lease(row, self._store.clock(session))
+            return lease
+
+
+def revoke(session: Session, store: Store, lease_id: str) -> tuple[Lease, bool]:
+    """End a lease before its time, as a part of the caller's transaction.
+
+    Returns:
+        The lease as it is now, and whether it was this that ended it.
+
+    Raises:
+        InputError: ``lease.id_invalid``.
+        Refused: ``lease.unknown``, ``lease.ended``.
+    """
+    lease_id_bytes(lease_id)
+    row = session.get(LeaseRow, lease_id, with_for_update=True)
+    if row is None:
+        raise Refused(
+            "lease.unknown",
+            "there is no such lease",
+            where=lease_id,
+            hint="`sealserve lease list` shows them",
+        )
+    lease = _lease(row, store.clock(session))
+    if lease.state == "ended":
+        raise Refused("lease.ended", "the lease has ended by itself", where=lease_id)
+    if lease.state == _ACTIVE:
+        row.state = _REVOKED
+        return _lease(row, store.clock(session)), True
+    return lease, False
 
 
 def new_id() -> str:

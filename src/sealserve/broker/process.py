@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from sealserve.broker.service import BrokerServer
 from sealserve.broker.shared_challenges import SharedChallenges
 from sealserve.errors import Unavailable
 from sealserve.hardening import forbid_core_dumps
-from sealserve.logs import make_log
+from sealserve.logs import Log, make_log
 from sealserve.stopping import StopSignals
 
 __all__ = ["ServeOptions", "serve"]
@@ -80,7 +82,7 @@ def serve(options: ServeOptions) -> None:
             simulated=anchor.simulated,
             nonces=lambda: len(challenges),
         )
-        with beside as running:
+        with beside as running, _administration(broker, log) as admin:
             judge = Judge(
                 broker,
                 Verifier(anchor, require_both=options.require_both),
@@ -92,7 +94,7 @@ def serve(options: ServeOptions) -> None:
             server = BrokerServer(KeyRelease(judge), LeaseRenewal(judge), options.listen, log)
             server.start()
             try:
-                where = {"address": str(server.address), **running.to_dict()}
+                where = {"address": str(server.address), **admin, **running.to_dict()}
                 log.info("listening", broker=broker.identity.name, **where)
                 if options.ready_fd is not None:
                     _tell_ready(options.ready_fd, where)
@@ -101,6 +103,23 @@ def serve(options: ServeOptions) -> None:
             finally:
                 server.stop()
     log.info("stopped")
+
+
+@contextmanager
+def _administration(broker: Broker, log: Log) -> Iterator[dict[str, str]]:
+    """The administration port, if ``broker.yaml`` names one; where it is."""
+    listen = broker.config.admin.listen
+    if not listen:
+        yield {}
+        return
+    from sealserve.broker.admin_service import AdminServer
+
+    server = AdminServer(broker, Address.parse(listen, where="admin.listen"), log)
+    server.start()
+    try:
+        yield {"admin": str(server.address)}
+    finally:
+        server.stop()
 
 
 def _challenges_of(broker: Broker) -> ChallengeTable | SharedChallenges:

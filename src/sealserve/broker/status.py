@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from sealserve.attestation import policy_file
-from sealserve.broker.directory import open_broker
+from sealserve.broker.directory import Broker, open_broker
 from sealserve.broker.operation.seen import Seen
 from sealserve.broker.operation.snapshot import take
 from sealserve.broker.operation.thresholds import THRESHOLDS
+from sealserve.broker.status_text import text_of
 from sealserve.broker.store import Resource
 from sealserve.errors import Refused
 
-__all__ = ["BrokerStatus", "status_of"]
+__all__ = ["BrokerStatus", "status_of", "status_of_broker"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +71,7 @@ class BrokerStatus:
 
     def to_text(self) -> str:
         """The status for people."""
-        lines = [
-            f"broker {self.name!r}, fingerprint {self.spki_sha256}",
-            f"certificate ends {self.certificate_ends:%Y-%m-%d}",
-            f"secrets: {self.live_secrets} live, {self.retired_secrets} retired",
-            f"audit chain: {self.audit_lines} lines, {self.audit_problem or 'whole'}",
-            f"leases: {sum(self.leases.values())} active",
-            f"denials in the last hour: {self.denials_last_hour}",
-            "resources:" if self.resources else "resources: none",
-        ]
-        for resource in self.resources:
-            version, policy = resource.secret_version, resource.policy_sha256[:16]
-            loud = "  SIMULATION allowed" if _simulation(resource) == "allowed" else ""
-            held = f"{self.leases.get(resource.name, 0)} lease(s)"
-            lines.append(f"  {resource.name}  version {version}  policy {policy}  {held}{loud}")
-        return "\n".join(lines)
+        return text_of(self.to_dict())
 
 
 def _simulation(resource: Resource) -> str:
@@ -98,25 +85,30 @@ def status_of(root: Path) -> BrokerStatus:
         Unavailable, Refused, InputError: as `directory.open_broker`.
     """
     with open_broker(root) as broker:
-        problem = None
-        try:
-            broker.audit.verify()
-        except Refused as error:
-            problem = str(error)
-        now = datetime.now(UTC)
-        seen = Seen()
-        for line in broker.audit.lines(last=THRESHOLDS.lines):
-            seen.feed(line)
-        states = [secret.state for secret in broker.store.secrets()]
-        return BrokerStatus(
-            name=broker.identity.name,
-            spki_sha256=broker.identity.spki_sha256.hex(),
-            certificate_ends=broker.identity.x509.not_valid_after_utc,
-            resources=tuple(broker.store.resources()),
-            live_secrets=states.count("live"),
-            retired_secrets=states.count("retired"),
-            audit_lines=broker.audit.length(),
-            audit_problem=problem,
-            leases={each.name: each.leases for each in take(broker.store, now).resources},
-            denials_last_hour=seen.denials_since(now - timedelta(hours=1)),
-        )
+        return status_of_broker(broker)
+
+
+def status_of_broker(broker: Broker) -> BrokerStatus:
+    """Look at a broker that is open."""
+    problem = None
+    try:
+        broker.audit.verify()
+    except Refused as error:
+        problem = str(error)
+    now = datetime.now(UTC)
+    seen = Seen()
+    for line in broker.audit.lines(last=THRESHOLDS.lines):
+        seen.feed(line)
+    states = [secret.state for secret in broker.store.secrets()]
+    return BrokerStatus(
+        name=broker.identity.name,
+        spki_sha256=broker.identity.spki_sha256.hex(),
+        certificate_ends=broker.identity.x509.not_valid_after_utc,
+        resources=tuple(broker.store.resources()),
+        live_secrets=states.count("live"),
+        retired_secrets=states.count("retired"),
+        audit_lines=broker.audit.length(),
+        audit_problem=problem,
+        leases={each.name: each.leases for each in take(broker.store, now).resources},
+        denials_last_hour=seen.denials_since(now - timedelta(hours=1)),
+    )

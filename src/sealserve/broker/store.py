@@ -228,7 +228,8 @@ class Store:
         """
         latest = session.scalar(select(func.max(SecretRow.version)).where(SecretRow.id == name))
         version = (latest or 0) + 1
-        for older in session.scalars(select(SecretRow).where(SecretRow.id == name)):
+        live = select(SecretRow).where(SecretRow.id == name, SecretRow.state == _LIVE)
+        for older in session.scalars(live):
             older.state = _RETIRED
         session.add(
             SecretRow(

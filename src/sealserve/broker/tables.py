@@ -193,7 +193,8 @@ class PrincipalRow(Base):
 class ProposalRow(Base):
     """An act that waits for a second person.
 
-    ``state`` is ``open``, ``done`` or ``withdrawn``; an open one past ``expires`` is void.
+    ``state`` is ``open``, ``done``, ``withdrawn`` or ``void``; an open one past ``expires``
+    is void too.
     """
 
     __tablename__ = "proposals"

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from sealserve.cli.admin_options import (
+    AdminOption,
+    BrokerIdentityOption,
+    BrokerOption,
+    IdentityOption,
+    administration,
+)
 from sealserve.cli.console import JsonFlag, emit
 
 app = typer.Typer(
     help="Read and check the broker's log of releases and denials.", no_args_is_help=True
 )
 
-_Broker = Annotated[Path, typer.Option("--broker", help="The broker's directory.", metavar="DIR")]
+_LastOption = Annotated[int, typer.Option(help="How many lines, from the end.", min=1, max=100_000)]
 
 
 @app.callback()
@@ -23,8 +30,11 @@ def group() -> None:
 
 @app.command()
 def show(
-    broker: _Broker,
-    last: Annotated[int, typer.Option(help="How many lines, from the end.", min=1)] = 20,
+    broker: BrokerOption = None,
+    admin: AdminOption = None,
+    identity: IdentityOption = None,
+    broker_identity: BrokerIdentityOption = None,
+    last: _LastOption = 20,
     json: JsonFlag = False,
 ) -> None:
     """Show the last decisions with their reasons: what was expected, what was found.
@@ -33,11 +43,11 @@ def show(
     """
     import json as json_module
 
-    from sealserve.broker.audit import describe
-    from sealserve.broker.directory import open_broker
+    from sealserve.broker.audit_chain import describe
+    from sealserve.broker.audit_pages import newest
 
-    with open_broker(broker) as opened:
-        entries = [json_module.loads(line) for line in opened.audit.lines(last=last)]
+    with administration(broker, admin, identity, broker_identity) as perform:
+        entries = [json_module.loads(line) for line in newest(perform, last)]
     emit(
         {"lines": entries},
         as_json=json,
@@ -46,17 +56,56 @@ def show(
 
 
 @app.command()
+def tail(
+    broker: BrokerOption = None,
+    admin: AdminOption = None,
+    identity: IdentityOption = None,
+    broker_identity: BrokerIdentityOption = None,
+    last: _LastOption = 10,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print each line as it stands in the log, for scripts.")
+    ] = False,
+) -> None:
+    """Print the log's end, and with --follow what comes after it.
+
+    Each line is checked to follow the one before it.
+
+    Example: sealserve audit tail --broker DIR --follow
+    """
+    import json as json_module
+    import time
+
+    from sealserve.broker.audit_chain import describe
+    from sealserve.broker.audit_pages import newest, since
+
+    with administration(broker, admin, identity, broker_identity) as perform:
+        for lines in since(perform, newest(perform, last)):
+            for line in lines:
+                typer.echo(line if json else describe(json_module.loads(line)))
+            if not follow:
+                return
+            if not lines:
+                time.sleep(1)
+
+
+@app.command()
 def verify(
-    broker: Annotated[
-        Path | None, typer.Option("--broker", help="The broker's directory.", metavar="DIR")
-    ] = None,
+    broker: BrokerOption = None,
+    admin: AdminOption = None,
     export: Annotated[
-        Path | None, typer.Option("--export", help="Check this export instead, offline.")
+        Path | None, typer.Option("--export", help="Or an export, which is checked offline.")
     ] = None,
     identity: Annotated[
         Path | None,
-        typer.Option("--identity", help="With --export: the broker's public broker.json."),
+        typer.Option(
+            "--identity",
+            help="With --export: the broker's public broker.json. With --admin: your key.",
+        ),
     ] = None,
+    broker_identity: BrokerIdentityOption = None,
     expect_head: Annotated[
         str | None,
         typer.Option(
@@ -72,9 +121,10 @@ def verify(
 ) -> None:
     """Check that no line was changed, removed, reordered or cut off.
 
-    An export is checked with the broker's public document alone. That an older
-    export, or an older state of the database, stands in the place of the present
-    one shows only with --expect-head or --earlier: keep the head that is printed.
+    An export, and a log that comes from --admin, is checked here, with the broker's
+    public document alone. That an older export, or an older state of the database,
+    stands in the place of the present one shows only with --expect-head or
+    --earlier: keep the head that is printed.
 
     Example: sealserve audit verify --export audit.jsonl --identity broker.json
     """
@@ -82,41 +132,24 @@ def verify(
     from sealserve.errors import InputError
 
     expected = ChainHead.parse(expect_head, where="--expect-head") if expect_head else None
-    if (broker is None) == (export is None):
+    if sum(place is not None for place in (broker, admin, export)) != 1:
         raise InputError(
             "audit.which_log",
-            "name a broker's directory or an export, one of them",
-            where="--broker, --export",
+            "name a broker's directory, a broker's port or an export, one of them",
+            where="--broker, --admin, --export",
         )
-    if export is not None and identity is not None:
-        from sealserve.broker.audit_export import verify_file
-        from sealserve.broker.identity import BrokerIdentity
-
-        known = BrokerIdentity.load(identity)
-        found = verify_file(export, known, expect=expected)
-        if earlier is not None:
-            before = verify_file(earlier, known)
-            found = verify_file(export, known, expect=before.head)
-        result, head = found.to_dict(), found.head
-    elif broker is not None and earlier is None and identity is None:
-        from sealserve.broker.directory import open_broker
-
-        with open_broker(broker) as opened:
-            head = opened.audit.verify(expected)
-            marks = opened.audit.checkpoints()
-        result = {
-            "whole": True,
-            "lines": head.count,
-            "head": head.sha256,
-            "checkpoints": len(marks),
-            "signed": marks[-1].time if marks else None,
-        }
-    else:
+    if (identity is None) != (broker is not None) or (earlier is not None and export is None):
         raise InputError(
             "audit.options_mismatch",
-            "--export needs --identity; --earlier and --identity are for --export",
+            "--export and --admin need --identity; --earlier is for --export",
             where="--export, --identity, --earlier",
         )
+    if export is not None and identity is not None:
+        result, head = _of_export(export, identity, earlier, expected)
+    elif admin is not None and identity is not None:
+        result, head = _of_port(admin, identity, broker_identity, expected)
+    else:
+        result, head = _of_directory(broker, expected)
     emit(
         result,
         as_json=json,
@@ -125,22 +158,84 @@ def verify(
     )
 
 
-@app.command()
-def export(
+@app.command("export")
+def export_log(
     file: Annotated[Path, typer.Argument(help="Where to write, one JSON object a line.")],
-    broker: _Broker,
+    broker: BrokerOption = None,
+    admin: AdminOption = None,
+    identity: IdentityOption = None,
+    broker_identity: BrokerIdentityOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Check the chain, sign where it ends, and write its lines and checkpoints to a file.
 
     Example: sealserve audit export audit-2026.jsonl --broker DIR
     """
-    from sealserve.broker.directory import open_broker
+    from sealserve.broker.audit_export import verify_file, write
+    from sealserve.broker.audit_pages import export_parts
 
-    with open_broker(broker) as opened:
-        head = opened.audit.export(file, opened.audit_signer())
+    if broker is not None and admin is None and identity is None:
+        from sealserve.broker.directory import open_broker
+
+        with open_broker(broker) as opened:
+            head = opened.audit.export(file, opened.audit_signer())
+    else:
+        with administration(broker, admin, identity, broker_identity) as perform:
+            write(file, export_parts(perform))
+        head = verify_file(file, _known(identity, broker_identity)).head
     emit(
         {"file": str(file), "lines": head.count, "head": head.sha256},
         as_json=json,
         text=f"wrote {head.count} lines to {file}\nhead {head}",
     )
+
+
+def _of_export(file: Path, identity: Path, earlier: Path | None, expected: Any) -> tuple[Any, Any]:
+    from sealserve.broker.audit_export import verify_file
+    from sealserve.broker.identity import BrokerIdentity
+
+    known = BrokerIdentity.load(identity)
+    found = verify_file(file, known, expect=expected)
+    if earlier is not None:
+        before = verify_file(earlier, known)
+        found = verify_file(file, known, expect=before.head)
+    return found.to_dict(), found.head
+
+
+def _of_port(
+    admin: str, identity: Path, broker_identity: Path | None, expected: Any
+) -> tuple[Any, Any]:
+    from sealserve.broker.audit_export import check, require_head
+    from sealserve.broker.audit_pages import export_parts
+
+    at = expected.count if expected else None
+    with administration(None, admin, identity, broker_identity) as perform:
+        found = check(export_parts(perform), _known(identity, broker_identity), at=at)
+    if expected is not None:
+        require_head(found.head, found.earlier, expected)
+    return found.to_dict(), found.head
+
+
+def _of_directory(broker: Path | None, expected: Any) -> tuple[Any, Any]:
+    from sealserve.broker.directory import open_broker
+
+    assert broker is not None  # noqa: S101 (one of the three was named)
+    with open_broker(broker) as opened:
+        head = opened.audit.verify(expected)
+        marks = opened.audit.checkpoints()
+    result = {
+        "whole": True,
+        "lines": head.count,
+        "head": head.sha256,
+        "checkpoints": len(marks),
+        "signed": marks[-1].time if marks else None,
+    }
+    return result, head
+
+
+def _known(identity: Path | None, broker_identity: Path | None) -> Any:
+    from sealserve.broker.admin_client import identity_beside
+    from sealserve.broker.identity import BrokerIdentity
+
+    assert identity is not None  # noqa: S101 (administration has asked for it)
+    return BrokerIdentity.load(broker_identity or identity_beside(identity))

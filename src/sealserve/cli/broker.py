@@ -7,11 +7,19 @@ from typing import Annotated
 
 import typer
 
+from sealserve.cli import principal
+from sealserve.cli.admin_options import (
+    AdminOption,
+    BrokerIdentityOption,
+    IdentityOption,
+    administration,
+)
 from sealserve.cli.console import JsonFlag, emit
 
 app = typer.Typer(
     help="Run the key broker: it releases keys to attested guests only.", no_args_is_help=True
 )
+app.add_typer(principal.app, name="principal")
 
 _Directory = Annotated[Path, typer.Argument(help="The broker's directory.", metavar="DIR")]
 
@@ -118,15 +126,63 @@ def serve(
 
 
 @app.command()
-def status(directory: _Directory, json: JsonFlag = False) -> None:
+def status(
+    directory: Annotated[
+        Path | None, typer.Argument(help="The broker's directory.", metavar="[DIR]")
+    ] = None,
+    admin: AdminOption = None,
+    identity: IdentityOption = None,
+    broker_identity: BrokerIdentityOption = None,
+    json: JsonFlag = False,
+) -> None:
     """Show what the broker holds, and whether its audit chain is whole.
 
     Example: sealserve broker status /var/lib/sealserve/broker
     """
-    from sealserve.broker.status import status_of
+    from sealserve.broker.status_text import text_of
+    from sealserve.wire.broker.admin import v1_pb2
 
-    found = status_of(directory)
-    emit(found.to_dict(), as_json=json, text=found.to_text())
+    with administration(directory, admin, identity, broker_identity) as perform:
+        found = perform(v1_pb2.StatusRequest())
+    emit(found, as_json=json, text=text_of(found))
+
+
+@app.command("admin-identity")
+def admin_identity(
+    name: Annotated[str, typer.Argument(help="Your name among the broker's principals: alice.")],
+    directory: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write.", metavar="DIR")
+    ] = Path(),
+    days: Annotated[
+        int, typer.Option(help="How long the certificate is good.", min=1, max=3650)
+    ] = 365,
+    json: JsonFlag = False,
+) -> None:
+    """Make your key for a broker's administration port, on your own machine.
+
+    NAME.pem (0600) stays here. Give NAME.crt to the broker's operator, and tell him
+    the fingerprint by a way that you both trust.
+
+    Example: sealserve broker admin-identity alice
+    """
+    from cryptography import x509
+
+    from sealserve.broker.principals import make_identity, spki_sha256
+    from sealserve.files import require_absent, write_atomically
+
+    made = make_identity(name, days=days)
+    key, certificate = directory / f"{name}.pem", directory / f"{name}.crt"
+    for path in (key, certificate):
+        require_absent(path)
+    write_atomically(key, made.key_pem + made.certificate_pem, mode=0o600, replace=False)
+    write_atomically(certificate, made.certificate_pem, replace=False)
+    fingerprint = spki_sha256(x509.load_pem_x509_certificate(made.certificate_pem))
+    emit(
+        {"identity": str(key), "certificate": str(certificate), "spki_sha256": fingerprint},
+        as_json=json,
+        text=f"made {key} (secret: it stays here) and {certificate} (for the broker's operator)\n"
+        f"  fingerprint  {fingerprint}",
+    )
 
 
 @app.command()

@@ -8,6 +8,14 @@ from typing import Annotated
 import typer
 
 from sealserve.cli import console
+from sealserve.cli.admin_options import (
+    AdminOption,
+    BrokerIdentityOption,
+    BrokerOption,
+    IdentityOption,
+    administration,
+    finish,
+)
 from sealserve.cli.evidence import (
     AnchorOption,
     AtOption,
@@ -162,11 +170,7 @@ def print_diff(
 
     changes = diff(policy_file.load(old), policy_file.load(new))
     loosened = [change for change in changes if change.kind == "loosened"]
-    lines = [
-        f"{'!! ' if change.kind == 'loosened' else '   '}{change.kind:10} {change.rule}: "
-        f"{change.before} -> {change.after}"
-        for change in changes
-    ]
+    lines = [_change_told(change.to_dict()) for change in changes]
     if not changes:
         lines.append("the same")
     elif loosened:
@@ -183,6 +187,45 @@ def print_diff(
         text="\n".join(lines),
     )
     raise typer.Exit(1 if changes else 0)
+
+
+@app.command(name="set")
+def set_policy(
+    resource: Annotated[str, typer.Argument(help="The resource: models/demo.")],
+    file: Annotated[Path, typer.Argument(help="The policy file (YAML).", dir_okay=False)],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would change.")
+    ] = False,
+    broker: BrokerOption = None,
+    admin: AdminOption = None,
+    identity: IdentityOption = None,
+    broker_identity: BrokerIdentityOption = None,
+    as_json: console.JsonFlag = False,
+) -> None:
+    """Put a policy over a resource of a broker, and say what it loosens.
+
+    A policy that is loosened anywhere may need a second person (exit status 1).
+
+    Example: sealserve policy set models/demo policy.yaml --broker DIR
+    """
+    from sealserve.attestation.policy_file import MAX_POLICY_BYTES
+    from sealserve.files import read_limited
+    from sealserve.wire.broker.admin import v1_pb2
+
+    kind = v1_pb2.PolicyDiffRequest if dry_run else v1_pb2.PolicySetRequest
+    request = kind(resource=resource, policy=read_limited(file, MAX_POLICY_BYTES))
+    with administration(broker, admin, identity, broker_identity) as perform:
+        result = perform(request)
+
+    def text() -> str:
+        known = result["changes"]
+        if known is None:
+            lines = ["!! the policy there cannot be read: nobody can say what it let in"]
+        else:
+            lines = [_change_told(change) for change in known] or ["the same rules"]
+        return "\n".join([*lines, f"{resource}: {'nothing changed' if dry_run else 'set'}"])
+
+    finish(result, as_json=as_json, text=text)
 
 
 @app.command()
@@ -299,3 +342,8 @@ def client(
         as_json=as_json,
         text=f"{output}: demands {' > '.join(event.name for event in events)}\nRTMR3 {rtmr3}",
     )
+
+
+def _change_told(change: dict[str, str]) -> str:
+    mark = "!! " if change["kind"] == "loosened" else "   "
+    return f"{mark}{change['kind']:10} {change['rule']}: {change['before']} -> {change['after']}"

@@ -1,0 +1,231 @@
+"""The administration port: gRPC under mutual TLS in front of `broker.administration`.
+
+Rules this module keeps:
+
+* Only a registered certificate gets through a handshake, and who is behind a
+  connection is looked up again at each call: a principal who is removed is out at
+  once. There is no certificate authority.
+* The guests' service is not here, and this one is not on the guests' port.
+* A handler parses, calls, and maps errors to statuses; it decides nothing.
+* Everything is bounded: messages, threads, calls in flight, handshakes, idle time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, Final
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from google.protobuf.message import DecodeError, Message
+from sqlalchemy import select
+
+from sealserve.address import Address
+from sealserve.broker.admin_protocol import (
+    ERROR_KEY,
+    MAX_ANSWER_BYTES,
+    MAX_REQUEST_BYTES,
+    METHODS,
+    SERVICE,
+    encode_error,
+)
+from sealserve.broker.administration import Administration
+from sealserve.broker.directory import Broker
+from sealserve.broker.principals import Caller, spki_sha256
+from sealserve.broker.tables import PrincipalRow
+from sealserve.certificates import UNREADABLE, client_certificate
+from sealserve.errors import InputError, InternalError, Refused, SealserveError, Unavailable
+from sealserve.logs import Log
+from sealserve.wire.broker.admin import v1_pb2
+
+__all__ = ["AdminServer"]
+
+_THREADS: Final = 4
+_MAX_CALLS_IN_FLIGHT: Final = 16
+_STOP_SECONDS: Final = 10.0
+_OPTIONS: Final[list[tuple[str, int]]] = [
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
+    ("grpc.max_metadata_size", 16 * 1024),
+    # More than calls in flight: gRPC counts a stream for a while after its call has ended.
+    ("grpc.max_concurrent_streams", 64),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.so_reuseport", 0),
+]
+_STATUS: Final[dict[type[SealserveError], grpc.StatusCode]] = {
+    Refused: grpc.StatusCode.PERMISSION_DENIED,
+    InputError: grpc.StatusCode.INVALID_ARGUMENT,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    InternalError: grpc.StatusCode.INTERNAL,
+}
+
+
+class AdminServer:
+    """A listening administration port.
+
+    Args:
+        broker: open; its TLS identity is shown.
+        listen: where to listen; port 0 takes any free port.
+        log: the broker's own log.
+
+    Raises:
+        Unavailable: ``admin.listen_failed``.
+    """
+
+    def __init__(self, broker: Broker, listen: Address, log: Log) -> None:
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="admin")
+        self._server = grpc.server(
+            self._pool, options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS_IN_FLIGHT
+        )
+        servicer = _Servicer(Administration(broker), log)
+        self._server.add_generic_rpc_handlers((servicer.handlers(),))
+        known = _Principals(broker, log)
+        credentials = grpc.dynamic_ssl_server_credentials(
+            known.configuration(), known.changed, require_client_authentication=True
+        )
+        try:
+            port = self._server.add_secure_port(str(listen), credentials)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise Unavailable(
+                "admin.listen_failed",
+                "the broker cannot listen for administrators there",
+                where=str(listen),
+                hint="another process may hold the port, or the address is not this machine's",
+            )
+        self.address = Address(listen.host, port)
+
+    def start(self) -> None:
+        """Answer calls from now on."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """Refuse new calls, let those in flight finish, and return when all is still."""
+        self._server.stop(_STOP_SECONDS).wait()
+        self._pool.shutdown()
+
+
+class _Principals:
+    """Whose certificates a handshake accepts, read anew at each one."""
+
+    def __init__(self, broker: Broker, log: Log) -> None:
+        self._store = broker.store
+        self._log = log
+        self._pair = (broker.tls_private_key(), broker.identity.certificate.encode())
+        self._nobody = _certificate_of_nobody()
+        self._roots = self._read()
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """As it is now."""
+        return grpc.ssl_server_certificate_configuration([self._pair], self._roots)
+
+    def changed(self) -> Any:
+        """What gRPC asks before each handshake: a new configuration, or ``None``."""
+        roots = self._roots
+        try:
+            roots = self._read()
+        except SealserveError as error:
+            # Calls are looked up as well, so nobody who was removed gets any further.
+            self._log.error("principals not read", **error.to_dict())
+        if roots == self._roots:
+            return None
+        self._roots = roots
+        return self.configuration()
+
+    def _read(self) -> bytes:
+        with self._store.reading() as session:
+            certificates = session.scalars(
+                select(PrincipalRow.certificate).order_by(PrincipalRow.name)
+            ).all()
+        return "\n".join(certificates).encode() or self._nobody
+
+
+def _certificate_of_nobody() -> bytes:
+    """What is trusted while there are no principals: gRPC must have something. Its key is gone."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return client_certificate(key, "nobody", timedelta(days=1)).public_bytes(Encoding.PEM)
+
+
+_Handler = Callable[[bytes, grpc.ServicerContext], bytes]
+
+
+class _Servicer:
+    def __init__(self, administration: Administration, log: Log) -> None:
+        self._administration = administration
+        self._log = log
+
+    def handlers(self) -> grpc.GenericRpcHandler[bytes, bytes]:
+        # Without serializers: bytes in, bytes out, so that a message that does not
+        # parse is our error and not gRPC's traceback.
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                method: grpc.unary_unary_rpc_method_handler(self._handler(method, kind))
+                for method, kind in METHODS.items()
+            },
+        )
+
+    def _handler(self, method: str, kind: type[Message]) -> _Handler:
+        def call(raw: bytes, context: grpc.ServicerContext) -> bytes:
+            if not context.is_active():
+                return b""  # the caller went away while this waited for a thread
+            try:
+                return self._answer(method, kind, raw, context)
+            except SealserveError as error:
+                self._log.warning("administration refused", method=method, code=error.code)
+                told = error
+            except Exception as error:
+                self._log.error("unexpected error", method=method, type=type(error).__name__)
+                told = InternalError("internal.unexpected", "the broker has a bug; see its log")
+            context.set_trailing_metadata(((ERROR_KEY, encode_error(told)),))
+            status = next(value for kind, value in _STATUS.items() if isinstance(told, kind))
+            context.abort(status, told.code)
+            raise AssertionError  # abort does not return
+
+        return call
+
+    def _answer(
+        self, method: str, kind: type[Message], raw: bytes, context: grpc.ServicerContext
+    ) -> bytes:
+        caller = self._administration.caller(_key_of(context), _host_of(context.peer()))
+        request = self._parsed(method, kind, raw, caller)
+        result = self._administration.perform(caller, request)
+        answer = v1_pb2.Result(json=json.dumps(result)).SerializeToString()
+        if len(answer) > MAX_ANSWER_BYTES:
+            raise Unavailable(
+                "admin.answer_too_large",
+                f"the answer has {len(answer)} bytes, more than {MAX_ANSWER_BYTES}",
+                hint="run the command on the broker's machine, with --broker",
+            )
+        return answer
+
+    def _parsed(self, method: str, kind: type[Message], raw: bytes, caller: Caller) -> Message:
+        request = kind()
+        try:
+            request.ParseFromString(raw)
+        except DecodeError:
+            error = InputError("admin.request_malformed", f"not a {kind.DESCRIPTOR.name} message")
+            self._administration.refused(caller, method, error)
+            raise error from None
+        return request
+
+
+def _key_of(context: grpc.ServicerContext) -> str:
+    try:
+        context_of_tls: Mapping[str, Any] = context.auth_context()
+        (pem,) = context_of_tls["x509_pem_cert"]
+        return spki_sha256(x509.load_pem_x509_certificate(pem))
+    except (KeyError, *UNREADABLE):
+        raise Refused("admin.principal_unknown", "the connection shows no certificate") from None
+
+
+def _host_of(peer: str) -> str:
+    """The host in gRPC's ``ipv4:192.0.2.1:5000``, for the audit line."""
+    return peer.partition(":")[2].rpartition(":")[0][:64] or peer[:64]

@@ -1,0 +1,1 @@
+"""The key broker's administration protocol (package ``sealserve.broker.admin.v1``)."""
