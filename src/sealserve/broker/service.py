@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from structlog.typing import FilteringBoundLogger
 
 from sealserve.address import Address
+from sealserve.broker.introspection import add_health, add_reflection
 from sealserve.broker.judge import Decision, unavailable
 from sealserve.broker.protocol import (
     CHALLENGE_METHOD,
@@ -87,6 +88,8 @@ class BrokerServer:
         )
         self._server.add_generic_rpc_handlers((_handlers(_Servicer(releases, renewals, log)),))
         broker = releases.judge.broker
+        add_health(self._server, broker.store)
+        add_reflection(self._server)
         certificate = broker.identity.certificate.encode()
         credentials = grpc.ssl_server_credentials([(broker.tls_private_key(), certificate)])
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -108,6 +109,12 @@ def serve(
     Example: sealserve broker serve /var/lib/sealserve/broker --listen 0.0.0.0:7000
     --collateral collateral.json
     """
+    # gRPC's core reads these when it is loaded, and offers no other way. Its own lines
+    # would stand between the JSON lines of the log, one for each failed handshake. And
+    # TLS 1.2 is only spoken with a cipher for RSA keys, which no broker has: what is
+    # left is TLS 1.3.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
     from sealserve.address import Address
     from sealserve.broker.process import ServeOptions
     from sealserve.broker.process import serve as run
