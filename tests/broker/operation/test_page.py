@@ -246,7 +246,7 @@ def test_a_store_that_is_gone_is_said_in_a_sentence(
 def test_a_bug_is_answered_without_its_text(
     world: World, page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bug(*_: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise ValueError("PLANTED")
 
     monkeypatch.setattr("sealserve.broker.operation.watch.take", bug)
