@@ -336,6 +336,15 @@ def test_an_anchor_must_say_simulation() -> None:
         assert malformed.value.code == "chain.anchor_malformed"
 
 
+def test_a_file_with_intels_own_root_names_intel(tmp_path: Path) -> None:
+    path = tmp_path / "root.der"
+    path.write_bytes(read_vector_root())
+    assert Anchor.load(path) is INTEL
+    path.write_bytes(read_vector_root()[:-1])
+    with pytest.raises(InputError):
+        Anchor.load(path)
+
+
 def read_vector_root() -> bytes:
     """Intel's root, from the chain inside a real collateral file."""
     from cryptography import x509

@@ -92,7 +92,7 @@ class Anchor:
 
     @classmethod
     def load(cls, path: Path | str | None) -> Anchor:
-        """Intel's anchor for ``None``, else the simulation anchor in a DER file.
+        """Intel's anchor for ``None`` or a file with Intel's root, else a simulation's in DER.
 
         Raises:
             Unavailable: ``file.unreadable``.
@@ -100,7 +100,8 @@ class Anchor:
         """
         if path is None:
             return INTEL
-        return cls.simulation(read_limited(path, _MAX_ANCHOR_BYTES))
+        root_der = read_limited(path, _MAX_ANCHOR_BYTES)
+        return INTEL if root_der == INTEL_ROOT_DER else cls.simulation(root_der)
 
     @property
     def certificate(self) -> x509.Certificate:
