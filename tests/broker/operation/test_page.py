@@ -19,7 +19,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +31,7 @@ from sealserve.broker.operation.page import Pages, anyone, plain
 from sealserve.broker.operation.page_server import PageServer, bind_address, bind_socket
 from sealserve.broker.operation.seen import Decided, Reason, Seen
 from sealserve.broker.operation.watch import View
+from sealserve.broker.principals import make_identity, spki_sha256
 from sealserve.broker.tables import PrincipalRow
 from sealserve.certificates import key_pem, load_key_pair
 from sealserve.errors import Refused, SealserveError, Unavailable
@@ -325,14 +326,11 @@ class Client:
         return self.certificate.public_bytes(Encoding.PEM).decode()
 
     def row(self, role: str) -> PrincipalRow:
-        spki = self.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        digest = hashes.Hash(hashes.SHA256())
-        digest.update(spki)
         return PrincipalRow(
             name=self.name,
             role=role,
             certificate=self.pem,
-            spki_sha256=digest.finalize().hex(),
+            spki_sha256=spki_sha256(self.certificate),
             added=utc_now().isoformat(),
         )
 
@@ -387,6 +385,21 @@ def test_registered_principals_of_either_role_may_look(world: World, https: int)
     assert not is_let_in(world, https, eve)
     # The name says nothing, the key everything.
     assert not is_let_in(world, https, Client("alice"))
+
+
+def test_the_file_of_admin_identity_opens_the_page(world: World, https: int) -> None:
+    made = make_identity("carol", days=1)
+    certificate = x509.load_pem_x509_certificate(made.certificate_pem)
+    with world.broker.store.writing() as session:
+        session.add(
+            PrincipalRow(
+                name="carol", role="auditor", certificate=made.certificate_pem.decode(),
+                spki_sha256=spki_sha256(certificate), added=utc_now().isoformat(),
+            )
+        )  # fmt: skip
+    tls = ssl.create_default_context(cadata=world.broker.identity.certificate)
+    load_key_pair(tls, made.key_pem + made.certificate_pem)
+    assert get(https, tls=tls).status == 200
 
 
 def test_a_principal_who_is_removed_is_out_at_once(world: World, https: int) -> None:

@@ -12,16 +12,15 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-import hashlib
 import ssl
 import threading
-from typing import Final
+from typing import Final, get_args
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import select
 from starlette.types import Scope
 
+from sealserve.broker.principals import Role, spki_sha256
 from sealserve.broker.store import Store
 from sealserve.broker.tables import PrincipalRow
 from sealserve.certificates import load_key_pair
@@ -30,8 +29,8 @@ from sealserve.logs import Log
 
 __all__ = ["PEER_CERTIFICATE", "ROLES", "PrincipalAccess"]
 
-ROLES: Final = frozenset({"admin", "auditor"})
-"""Either may look."""
+ROLES: Final = frozenset(get_args(Role))
+"""Each may look."""
 
 PEER_CERTIFICATE: Final = "peer_certificate"
 """Where in a request's state the client's certificate (DER) stands."""
@@ -66,11 +65,9 @@ class PrincipalAccess:
         if der is None:
             return "no client certificate"
         try:
-            key = x509.load_der_x509_certificate(der).public_key()
-            spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-            digest = hashlib.sha256(spki).hexdigest()
+            key = spki_sha256(x509.load_der_x509_certificate(der))
             with self._store.reading() as session:
-                wanted = select(PrincipalRow.role).where(PrincipalRow.spki_sha256 == digest)
+                wanted = select(PrincipalRow.role).where(PrincipalRow.spki_sha256 == key)
                 role = session.scalar(wanted)
         except SealserveError as error:
             return f"principals cannot be looked up now [{error.code}]"

@@ -79,7 +79,7 @@ def certificates_end(look: Look) -> Iterator[Finding]:
             kind="risk",
             subject=f"{role} {name}",
             message="the client certificate ends",
-            advice="register a new certificate before that",
+            advice="register a new one before that: `sealserve broker principal add`",
             due=end,
             notice_days=look.thresholds.principal_days,
         )
@@ -151,7 +151,7 @@ def secrets_end(look: Look) -> Iterator[Finding]:
                 subject=resource.name,
                 message=f"version {resource.secret_version}, which guests get, is "
                 f"{'expired' if state == 'live' else state}",
-                advice="put a new version of the secret, or enable this one",
+                advice="put a new version of the secret, or `sealserve secret enable` this one",
             )
         for version in resource.versions:
             if version.usable(look.now) and version.expires is not None:
@@ -181,7 +181,7 @@ def _rotation(look: Look, resource: ResourceState) -> Iterator[Finding]:
         kind="risk",
         subject=resource.name,
         message=f"versions {numbers} are live together since {max(born):%Y-%m-%d}",
-        advice="retire the older one once no volume needs it: `sealserve secret disable`",
+        advice="retire the older one once no volume needs it: `sealserve secret retire`",
     )
 
 
@@ -241,7 +241,7 @@ def service(look: Look) -> Iterator[Finding]:
             kind="notice",
             subject=f"{proposal.action}, proposed by {proposal.proposer}",
             message="waits for a second person, and is void after this day",
-            advice=f"approve or withdraw proposal {proposal.id}",
+            advice=f"`sealserve proposal approve {proposal.id}`, or withdraw it",
             due=proposal.expires,
         )
 
