@@ -29,6 +29,7 @@ chromium               chromium         opens the operator's page
 swtpm                  swtpm            a TPM to speak to, as on Azure
 qemu-system-x86_64     qemu-system-x86  boots a kernel with device-mapper
 psql                   postgresql       a database for several brokers
+softhsm2-util          softhsm2         an HSM in software, for the broker's key
 zstd                   zstd             unpacks the modules of a Ubuntu kernel
 END
 }

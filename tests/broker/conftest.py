@@ -35,6 +35,7 @@ from sealserve.logs import make_log
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 from tests.broker.postgres import Postgres, find_bin
+from tests.broker.softhsm import find_module, make_token
 from tests.conftest import missing
 
 RESOURCE = "models/demo"
@@ -207,3 +208,14 @@ def world(broker: Broker, platform: SimulatedPlatform, tmp_path: Path) -> Iterat
         made.judge, made.decide, made.server, made.clock, made.log,
     )  # fmt: skip
     made.server.stop()
+
+
+@pytest.fixture(scope="session")
+def softhsm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SoftHSM2's module, with the tests' token in it."""
+    module = find_module()
+    if module is None:
+        missing("SoftHSM2", "apt install softhsm2 (`scripts/system-packages.sh --tests`)")
+        return Path()
+    make_token(module, tmp_path_factory.mktemp("softhsm"))
+    return module

@@ -11,7 +11,7 @@ from alembic.migration import MigrationContext
 
 from sealserve.broker.config import StoreConfig
 from sealserve.broker.directory import Broker
-from sealserve.broker.keys import KeyEncryptionKey
+from sealserve.broker.kek_file import FileKek
 from sealserve.broker.store import Resource, Store
 from sealserve.broker.tables import Base
 from sealserve.errors import Refused, Unavailable
@@ -89,7 +89,7 @@ def test_the_store_reopens_with_what_it_had(broker: Broker) -> None:
 
 def test_another_brokers_key_opens_nothing(broker: Broker, tmp_path: Path) -> None:
     _put(broker, "models/demo", b"secret")
-    other = KeyEncryptionKey.create(tmp_path / "other")
+    other = FileKek.create(tmp_path / "other")
     with pytest.raises(Refused) as caught:
         broker.store.secret("models/demo", 1, other)
     assert caught.value.code == "kek.unwrap_failed"

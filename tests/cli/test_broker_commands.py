@@ -257,6 +257,21 @@ def test_a_place_without_a_broker_is_said_so(tmp_path: Path, command: list[str])
     assert refusal_of(*command, tmp_path) == (4, "broker.directory_missing")
 
 
+def test_rekey_says_where_the_new_key_is(owner: Owner) -> None:
+    result_of(*owner.put())
+    done = result_of("broker", "rekey", owner.broker)
+    assert done["values"] == 4
+    assert (owner.broker / done["file"]).stat().st_size == 32
+    assert result_of("broker", "status", owner.broker)["secrets"]["live"] == 1
+    assert "keep the old key" in sealserve("broker", "rekey", owner.broker).stdout
+    bad = ("broker", "rekey", owner.broker, "--kek", "tpm")
+    assert refusal_of(*bad) == (2, "broker.config_invalid")
+    taken = ("broker", "rekey", owner.broker, "--kek-set", "file=kek")
+    assert refusal_of(*taken) == (3, "kek.file_exists")
+    unready = ("broker", "init", owner.broker.parent / "n", "--name", "n", "--kek", "vault")
+    assert refusal_of(*unready) == (2, "broker.config_invalid")
+
+
 def test_init_twice_and_a_bad_name(owner: Owner, tmp_path: Path) -> None:
     again = ("broker", "init", owner.broker, "--name", "acme")
     assert refusal_of(*again) == (2, "broker.directory_exists")
@@ -274,7 +289,8 @@ def test_a_readable_kek_is_refused(owner: Owner) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ("broker", "init"), ("broker", "serve"), ("broker", "status"), ("broker", "doctor"),
+        ("broker", "init"), ("broker", "rekey"), ("broker", "serve"), ("broker", "status"),
+        ("broker", "doctor"),
         ("secret", "put"),
         ("secret", "list"), ("audit", "show"), ("audit", "verify"), ("audit", "export"),
     ],

@@ -15,11 +15,12 @@ import ipaddress
 import json
 import textwrap
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import sqlalchemy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from sqlalchemy.exc import ArgumentError
 
 from sealserve import strict_yaml
@@ -27,6 +28,7 @@ from sealserve.address import Address
 from sealserve.broker.challenges import CAPACITY
 from sealserve.errors import InputError, Refused
 from sealserve.files import read_limited
+from sealserve.https import is_this_machine
 
 __all__ = [
     "CONFIG_FILE",
@@ -34,6 +36,7 @@ __all__ = [
     "AuditConfig",
     "BrokerConfig",
     "KekConfig",
+    "KekProvider",
     "LimitsConfig",
     "StoreConfig",
     "TelemetryConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "load",
     "parse",
     "render",
+    "with_kek",
     "with_store",
 ]
 
@@ -54,6 +58,16 @@ _VERIFIED: Final = ("verify-ca", "verify-full")
 
 TwoPerson = Literal["destroy", "loosen"]
 """What can be put under two people's control."""
+
+
+KekProvider = Literal["file", "pkcs11", "vault"]
+"""Where the key-encryption key can be."""
+
+_KEK_NEEDS: Final[dict[str, tuple[str, ...]]] = {
+    "file": ("file",),
+    "pkcs11": ("pkcs11_module", "pkcs11_token", "pkcs11_key", "pkcs11_pin_file"),
+    "vault": ("vault_url", "vault_mount", "vault_key", "vault_token_file"),
+}
 
 
 class _Section(BaseModel):
@@ -117,7 +131,109 @@ class StoreConfig(_Section):
 
 
 class KekConfig(_Section):
-    """The key-encryption key, under which everything secret is wrapped."""
+    """The key-encryption key (KEK), under which everything secret is wrapped."""
+
+    provider: Annotated[
+        KekProvider,
+        Field(
+            description="Where the key is: file (in this directory), pkcs11 (an HSM) or vault"
+            " (the transit engine of HashiCorp Vault or OpenBao). It is not changed here but by"
+            " `sealserve broker rekey`, which wraps everything anew."
+        ),
+    ] = "file"
+    file: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+            description="(file) its name in this directory; 32 bytes, mode 0600.",
+        ),
+    ] = "kek"
+    pkcs11_module: Annotated[
+        str, Field(max_length=1024, description="(pkcs11) the library of the HSM's maker.")
+    ] = ""
+    pkcs11_token: Annotated[
+        str, Field(max_length=32, description="(pkcs11) the token's label.")
+    ] = ""
+    pkcs11_key: Annotated[
+        str,
+        Field(
+            max_length=255,
+            description="(pkcs11) the label of an AES-256 key, sensitive and not extractable.",
+        ),
+    ] = ""
+    pkcs11_pin_file: Annotated[
+        str,
+        Field(
+            max_length=1024,
+            description="(pkcs11) a file (0600) with the user's PIN, or fd:N for a descriptor"
+            " that is open when the broker starts.",
+        ),
+    ] = ""
+    vault_url: Annotated[
+        str,
+        Field(
+            max_length=1024,
+            description="(vault) https://HOST:PORT; plain http for this machine only.",
+        ),
+    ] = ""
+    vault_namespace: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9._/-]*$", max_length=255, description="(vault) if used.")
+    ] = ""
+    vault_mount: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9._/-]+$",
+            max_length=255,
+            description="(vault) where the transit engine is mounted.",
+        ),
+    ] = "transit"
+    vault_key: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9._-]*$",
+            max_length=255,
+            description="(vault) the key's name; of type aes256-gcm96, not derived.",
+        ),
+    ] = ""
+    vault_token_file: Annotated[
+        str,
+        Field(
+            max_length=1024,
+            description="(vault) a file (0600) with the token, read for each call: Vault's agent"
+            " may renew it there.",
+        ),
+    ] = ""
+    vault_ca_file: Annotated[
+        str,
+        Field(max_length=1024, description='(vault) its CA (PEM); "" for those of the system.'),
+    ] = ""
+    timeout_seconds: Annotated[
+        int, Field(ge=1, le=60, description="(vault) how long one call may take.")
+    ] = 5
+
+    @field_validator("vault_url")
+    @classmethod
+    def _reachable(cls, text: str) -> str:
+        if not text:
+            return text
+        try:
+            parts = urllib.parse.urlsplit(text)
+            invalid = parts.port == 0 or not parts.hostname or bool(parts.query or parts.fragment)
+        except ValueError:
+            raise ValueError("is not the address of a service") from None
+        if invalid or not text.isascii() or not text.isprintable() or " " in text or "@" in text:
+            raise ValueError("is not the address of a service")
+        here = is_this_machine(parts.hostname or "")
+        if parts.scheme != "https" and not (parts.scheme == "http" and here):
+            raise ValueError("must begin with https://, since Vault is another machine")
+        return text
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for name in _KEK_NEEDS[self.provider]:
+            if not getattr(self, name):
+                raise ValueError(f"the provider {self.provider} needs {name}")
+        return self
 
 
 class AdminConfig(_Section):
@@ -309,6 +425,30 @@ def with_store(url: str, *, where: str) -> BrokerConfig:
         Refused: ``broker.config_has_password``.
     """
     return _checked({"store": {"url": url}}, where)
+
+
+def with_kek(
+    config: BrokerConfig, provider: str, settings: Sequence[str], *, where: str
+) -> BrokerConfig:
+    """A configuration with another key-encryption key.
+
+    Args:
+        config: all that stays.
+        provider: such as ``"vault"``.
+        settings: ``NAME=VALUE`` for fields of the section ``kek``.
+        where: for errors.
+
+    Raises:
+        InputError: ``broker.config_invalid``.
+    """
+    given: dict[str, Any] = {"provider": provider}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not separator or name in given:
+            raise _invalid("a setting is NAME=VALUE, each name once", where)
+        given[name] = int(value) if value.isascii() and value.isdecimal() else value
+    kept = config.model_dump(mode="json", exclude_defaults=True, exclude={"kek"})
+    return _checked({**kept, "kek": given}, where)
 
 
 def render(config: BrokerConfig) -> bytes:

@@ -2,7 +2,8 @@
 
 | file | what it is |
 |---|---|
-| ``kek`` | the key-encryption key, mode 0600; back it up apart from the database |
+| ``kek`` | the key-encryption key, mode 0600; back it up apart from the database (none if
+an HSM or Vault holds it) |
 | ``broker.yaml`` | what the operator chooses, such as another database |
 | ``broker.db`` | secrets, the broker's own keys (all wrapped), resources, the audit chain |
 | ``broker.json`` | the public identity, for owners and guests |
@@ -21,6 +22,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -36,6 +38,7 @@ from sealserve.broker.checkpoints import Signer
 from sealserve.broker.config import BrokerConfig, StoreConfig
 from sealserve.broker.deposit import open_deposit
 from sealserve.broker.identity import NAME_PATTERN, BrokerIdentity, make_tls_identity
+from sealserve.broker.kek_provider import CurrentKek, make_kek, settle
 from sealserve.broker.keys import KeyEncryptionKey
 from sealserve.broker.protocol import resource_name
 from sealserve.broker.store import Resource, Store
@@ -55,7 +58,6 @@ __all__ = [
 
 DEFAULT_LEASE_SECONDS: Final = 24 * 3600
 
-_KEK: Final = "kek"
 _IDENTITY: Final = "broker.json"
 _TLS_KEY: Final = "broker/tls"
 _DEPOSIT_KEY: Final = "broker/deposit"
@@ -96,6 +98,7 @@ class Broker:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.kek.close()
         self.store.close()
 
     @property
@@ -277,8 +280,12 @@ def open_broker(root: Path) -> Broker:
         InputError: ``identity.malformed``, ``broker.config_invalid``.
     """
     identity, chosen, store = open_without_kek(root)
-    try:
-        broker = Broker(root, chosen, identity, KeyEncryptionKey.load(root / _KEK), store)
+    with ExitStack() as undo:
+        undo.callback(store.close)
+        settle(root, store)
+        kek = CurrentKek(root, config.load(root).kek, store)
+        undo.callback(kek.close)
+        broker = Broker(root, chosen, identity, kek, store)
         if (
             broker._deposit_key().public != identity.deposit_public_key
             or broker.audit_signer().public != identity.audit_public_key
@@ -289,9 +296,7 @@ def open_broker(root: Path) -> Broker:
                 where=str(root),
                 hint="restore both from the same backup",
             )
-    except BaseException:
-        store.close()
-        raise
+        undo.pop_all()
     return broker
 
 
@@ -334,7 +339,7 @@ def _fill(
 ) -> None:
     write_atomically(scratch / config.CONFIG_FILE, config.render(chosen))
     write_atomically(scratch / _IDENTITY, identity.to_json())
-    kek = KeyEncryptionKey.create(scratch / _KEK)
+    kek = make_kek(chosen.kek, scratch)
     sync_path(scratch)
     store = Store.open(chosen.store, scratch)
     try:
@@ -348,4 +353,5 @@ def _fill(
         store.put_broker_keys(private, kek)
     finally:
         store.close()
+        kek.close()
     sync_path(scratch)

@@ -1,12 +1,12 @@
-"""The key-encryption key (KEK), and how everything secret is wrapped under it.
+"""Key-encryption keys (KEK): one small interface, and the envelope for slow ones.
 
 Rules this module keeps:
 
-* The KEK file is read only if it is a regular file of exactly 32 bytes that
-  nobody but its owner may read or write, and the owner is us or root.
 * A wrapped value is bound to its name and version: one value cannot be put in
-  another's place. AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce,
-  good for 2^32 wraps under one KEK.
+  another's place.
+* Values are encrypted with AES-256-GCM (NIST SP 800-38D) under a random 96-bit
+  nonce: by the KEK itself, or, where the KEK is far away, by a data key made
+  for that one value, which the KEK wraps.
 * No error names more than the wrapped value's name and version.
 """
 
@@ -14,90 +14,51 @@ from __future__ import annotations
 
 import hmac
 import os
-import stat
-from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sealserve.errors import Refused, Unavailable
+from sealserve.errors import InternalError, Refused
 
-__all__ = ["KEK_BYTES", "KeyEncryptionKey"]
+__all__ = [
+    "DATA_KEY_BYTES",
+    "NONCE_BYTES",
+    "DataKeyWrapper",
+    "Envelope",
+    "KeyEncryptionKey",
+    "NotOpened",
+    "bound_to",
+    "not_opened",
+    "not_usable",
+    "open_value",
+    "prove",
+    "seal_value",
+]
 
-KEK_BYTES: Final = 32
-_NONCE_BYTES: Final = 12
+DATA_KEY_BYTES: Final = 32
+NONCE_BYTES: Final = 12
 _LABEL: Final = b"sealserve broker wrap v1"
-_ID_LABEL: Final = b"sealserve broker kek id v1"
+_ENVELOPE: Final = b"\x01"
+_MAX_WRAPPED_KEY_BYTES: Final = 1024
+_PROBE: Final = "broker/probe"
 
 
-class KeyEncryptionKey:
-    """Wraps and unwraps; the key itself never leaves the object.
+class KeyEncryptionKey(Protocol):
+    """Wraps and unwraps; the key itself never leaves it."""
 
-    Attributes:
-        id: names the key without telling anything of it, so that a row says what opens it.
-    """
-
-    __slots__ = ("_cipher", "id")
-
-    def __init__(self, key: bytes) -> None:
-        if len(key) != KEK_BYTES:
-            raise ValueError("a key-encryption key has 32 bytes")
-        self._cipher = AESGCM(key)
-        self.id = f"file:{hmac.digest(key, _ID_LABEL, 'sha256').hex()[:16]}"
-
-    @classmethod
-    def create(cls, path: Path) -> KeyEncryptionKey:
-        """Make a new key file with mode 0600; the file must not exist yet."""
-        key = os.urandom(KEK_BYTES)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())
-        return cls(key)
-
-    @classmethod
-    def load(cls, path: Path) -> KeyEncryptionKey:
-        """Read the key file.
-
-        Raises:
-            Unavailable: ``kek.unreadable``.
-            Refused: ``kek.not_a_file``, ``kek.mode_too_wide``, ``kek.wrong_owner``,
-                ``kek.wrong_size``.
-        """
-        try:
-            # O_NOFOLLOW and checks on the open file: what is checked is what is read.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise Unavailable(
-                "kek.unreadable",
-                f"the key-encryption key cannot be opened: {error.strerror}",
-                where=str(path),
-                hint="restore it from your backup; without it no secret of this broker opens",
-            ) from None
-        try:
-            _check_file(os.fstat(descriptor), path)
-            key = os.read(descriptor, KEK_BYTES + 1)
-        finally:
-            os.close(descriptor)
-        if len(key) != KEK_BYTES:
-            raise Refused(
-                "kek.wrong_size",
-                "the key-encryption key has not exactly 32 bytes",
-                where=str(path),
-                hint="restore it from your backup",
-            )
-        return cls(key)
+    @property
+    def id(self) -> str:
+        """Names the key without telling anything of it: a row says by it what opens it."""
+        ...
 
     def wrap(self, plaintext: bytes, *, name: str, version: int) -> bytes:
         """Encrypt a value for the store.
 
-        Returns:
-            ``nonce (12) || ciphertext || tag (16)``.
+        Raises:
+            Unavailable, Refused: ``kek.*``.
         """
-        nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, plaintext, _bound_to(name, version))
+        ...
 
     def unwrap(self, wrapped: bytes, *, name: str, version: int) -> bytes:
         """Decrypt what `wrap` made under the same name and version.
@@ -105,39 +66,131 @@ class KeyEncryptionKey:
         Raises:
             Refused: ``kek.unwrap_failed``: another KEK, another name or version, or
                 changed bytes.
+            Unavailable, Refused: other ``kek.*``.
         """
-        nonce, ciphertext = wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:]
+        ...
+
+    def close(self) -> None:
+        """Let go of what the key lives in."""
+        ...
+
+
+class DataKeyWrapper(Protocol):
+    """A KEK that is asked for little: to wrap one data key of 32 bytes."""
+
+    @property
+    def id(self) -> str:
+        """As `KeyEncryptionKey.id`."""
+        ...
+
+    def wrap_key(self, key: bytes, bound: bytes) -> bytes:
+        """Wrap a data key, authenticating ``bound`` with it; at most 1024 bytes."""
+        ...
+
+    def unwrap_key(self, wrapped: bytes, bound: bytes) -> bytes:
+        """Unwrap it.
+
+        Raises:
+            NotOpened: it is not what `wrap_key` made with the same ``bound``.
+        """
+        ...
+
+    def close(self) -> None:
+        """As `KeyEncryptionKey.close`."""
+        ...
+
+
+class NotOpened(Exception):
+    """The wrapper's answer was no: another key, other bytes or another binding."""
+
+
+class Envelope:
+    """A KEK out of a wrapper of data keys.
+
+    A wrapped value is ``0x01 || length of the wrapped data key (2, big-endian) ||
+    wrapped data key || nonce (12) || ciphertext || tag (16)``.
+    """
+
+    __slots__ = ("_wrapper",)
+
+    def __init__(self, wrapper: DataKeyWrapper) -> None:
+        self._wrapper = wrapper
+
+    @property
+    def id(self) -> str:
+        """As `KeyEncryptionKey.id`."""
+        return self._wrapper.id
+
+    def wrap(self, plaintext: bytes, *, name: str, version: int) -> bytes:
+        """As `KeyEncryptionKey.wrap`."""
+        key, bound = os.urandom(DATA_KEY_BYTES), bound_to(name, version)
+        wrapped = self._wrapper.wrap_key(key, bound)
+        if len(wrapped) > _MAX_WRAPPED_KEY_BYTES:
+            raise InternalError("kek.wrapped_key_too_large", "the wrapped data key is too large")
+        size = len(wrapped).to_bytes(2, "big")
+        return _ENVELOPE + size + wrapped + seal_value(AESGCM(key), plaintext, bound)
+
+    def unwrap(self, wrapped: bytes, *, name: str, version: int) -> bytes:
+        """As `KeyEncryptionKey.unwrap`."""
+        size = int.from_bytes(wrapped[1:3], "big")
+        data_key, value = wrapped[3 : 3 + size], wrapped[3 + size :]
+        if wrapped[:1] != _ENVELOPE or len(data_key) != size or size > _MAX_WRAPPED_KEY_BYTES:
+            raise not_opened(name, version)
+        bound = bound_to(name, version)
         try:
-            return self._cipher.decrypt(nonce, ciphertext, _bound_to(name, version))
-        except (InvalidTag, ValueError):
-            raise Refused(
-                "kek.unwrap_failed",
-                f"the stored value {name!r} version {version} does not open under this key",
-                hint="the key file belongs to another broker, or the database was changed",
-            ) from None
+            key = self._wrapper.unwrap_key(data_key, bound)
+            return open_value(AESGCM(key), value, bound)
+        except (NotOpened, InvalidTag, ValueError):
+            raise not_opened(name, version) from None
+
+    def close(self) -> None:
+        """As `KeyEncryptionKey.close`."""
+        self._wrapper.close()
 
 
-def _bound_to(name: str, version: int) -> bytes:
+def seal_value(cipher: AESGCM, plaintext: bytes, bound: bytes) -> bytes:
+    """Encrypt under a fresh nonce: ``nonce (12) || ciphertext || tag (16)``."""
+    nonce = os.urandom(NONCE_BYTES)
+    return nonce + cipher.encrypt(nonce, plaintext, bound)
+
+
+def open_value(cipher: AESGCM, sealed: bytes, bound: bytes) -> bytes:
+    """Decrypt what `seal_value` made.
+
+    Raises:
+        InvalidTag, ValueError: it does not open.
+    """
+    return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], bound)
+
+
+def bound_to(name: str, version: int) -> bytes:
+    """The additional data that binds a wrapped value to its place."""
     fields = (_LABEL, name.encode(), version.to_bytes(4, "big"))
     return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
 
 
-def _check_file(status: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise Refused(
-            "kek.not_a_file", "the key-encryption key is no regular file", where=str(path)
-        )
-    if status.st_uid not in (os.geteuid(), 0):
-        raise Refused(
-            "kek.wrong_owner",
-            "the key-encryption key belongs to another user",
-            where=str(path),
-            hint="chown it to the user the broker runs as",
-        )
-    if stat.S_IMODE(status.st_mode) & 0o177:
-        raise Refused(
-            "kek.mode_too_wide",
-            f"the key-encryption key has mode {stat.S_IMODE(status.st_mode):04o}",
-            where=str(path),
-            hint="others may have read it: run `chmod 600`, and think about a new key",
-        )
+def not_opened(name: str, version: int) -> Refused:
+    """The error for a value that this KEK does not open."""
+    return Refused(
+        "kek.unwrap_failed",
+        f"the stored value {name!r} version {version} does not open under this key",
+        hint="the key belongs to another broker, or the database was changed",
+    )
+
+
+def prove(kek: KeyEncryptionKey) -> None:
+    """See that a key opens what it wraps, before anything depends on it.
+
+    Raises:
+        Refused: ``kek.not_usable``.
+        Unavailable, Refused: as `KeyEncryptionKey.wrap` and `unwrap`.
+    """
+    probe = os.urandom(DATA_KEY_BYTES)
+    wrapped = kek.wrap(probe, name=_PROBE, version=1)
+    if not hmac.compare_digest(kek.unwrap(wrapped, name=_PROBE, version=1), probe):
+        raise not_usable()
+
+
+def not_usable() -> Refused:
+    """The error for a key that other values come out of than went in."""
+    return Refused("kek.not_usable", "the key does not give back what it wrapped")

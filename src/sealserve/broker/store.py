@@ -199,6 +199,11 @@ class Store:
                 )
             return kek.unwrap(row.wrapped, name=row.name, version=row.version)
 
+    def kek_id(self) -> str:
+        """Names the key-encryption key under which the database is wrapped."""
+        with self.reading() as session:
+            return session.scalar(select(BrokerKeyRow.kek_id).limit(1)) or ""
+
     def put_secret(
         self,
         session: Session,
@@ -225,7 +230,12 @@ class Store:
 
         Returns:
             The resource as it is now.
+
+        Raises:
+            Unavailable: ``kek.changed``.
+            Unavailable, Refused: other ``kek.*``.
         """
+        _require_current(session, kek)
         latest = session.scalar(select(func.max(SecretRow.version)).where(SecretRow.id == name))
         version = (latest or 0) + 1
         live = select(SecretRow).where(SecretRow.id == name, SecretRow.state == _LIVE)
@@ -308,6 +318,17 @@ class Store:
                     hint="`sealserve secret list` shows the states",
                 )
             return kek.unwrap(row.wrapped, name=row.id, version=row.version)
+
+
+def _require_current(session: Session, kek: KeyEncryptionKey) -> None:
+    """Wrap nothing under a key that the database has left; hold off a `rekey` until the end."""
+    held = select(BrokerKeyRow.kek_id).limit(1).with_for_update(read=True)
+    if session.scalar(held) != kek.id:
+        raise Unavailable(
+            "kek.changed",
+            "the database is wrapped under another key-encryption key than this broker has",
+            hint="`broker rekey` was run: give this broker the new broker.yaml, and try again",
+        )
 
 
 _VERSIONS: Final = select(ResourceRow, ResourceVersionRow).join(

@@ -25,6 +25,23 @@ app.add_typer(principal.app, name="principal")
 _Directory = Annotated[Path, typer.Argument(help="The broker's directory.", metavar="DIR")]
 
 
+_Kek = Annotated[
+    str,
+    typer.Option(
+        help="Who holds the key that wraps all others: 'file', 'pkcs11' (an HSM), 'vault' (the"
+        " transit engine of HashiCorp Vault or OpenBao).",
+        metavar="PROVIDER",
+    ),
+]
+_KekSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A field of the section kek in broker.yaml, such as vault_key=sealserve; repeat.",
+        metavar="NAME=VALUE",
+    ),
+]
+
+
 @app.callback()
 def group() -> None:
     """Run the key broker: it releases keys to attested guests only."""
@@ -46,22 +63,28 @@ def init(
             metavar="URL",
         ),
     ] = "sqlite:///broker.db",
+    kek: _Kek = "file",
+    kek_set: _KekSet = None,
     json: JsonFlag = False,
 ) -> None:
     """Make a new broker: its keys, its empty database, its public identity.
 
     Give DIR/broker.json to owners and guests: it is how they know this broker.
-    Back up DIR/kek apart from the database: without it no secret ever opens.
+    Back up DIR/kek apart from the database: without it no secret ever opens; or let
+    an HSM (--kek pkcs11) or Vault (--kek vault) hold that key.
     DIR/broker.yaml holds what you may choose, each field with its default.
 
     Example: sealserve broker init /var/lib/sealserve/broker --name acme --host broker.example.com
     """
-    from sealserve.broker.config import with_store
+    from sealserve.broker.config import with_kek, with_store
     from sealserve.broker.directory import create
 
-    identity = create(
-        directory, name=name, hosts=host or [], chosen=with_store(store, where="--store")
-    )
+    chosen = with_store(store, where="--store")
+    if kek != "file" or kek_set:
+        chosen = with_kek(chosen, kek, kek_set or [], where="--kek")
+    identity = create(directory, name=name, hosts=host or [], chosen=chosen)
+    held = "secret: keep it apart from the database" if kek == "file" else ""
+    key = directory / chosen.kek.file if kek == "file" else f"the key that {kek} holds"
     emit(
         {
             "directory": str(directory),
@@ -73,7 +96,42 @@ def init(
         text=f"made broker {identity.name!r} in {directory}\n"
         f"  identity     {directory / 'broker.json'} (public: for owners and guests)\n"
         f"  fingerprint  {identity.spki_sha256.hex()}\n"
-        f"  back up      {directory / 'kek'} (secret: keep it apart from the database)",
+        f"  back up      {key}" + (f" ({held})" if held else ""),
+    )
+
+
+@app.command()
+def rekey(
+    directory: _Directory,
+    kek: _Kek = "file",
+    kek_set: _KekSet = None,
+    json: JsonFlag = False,
+) -> None:
+    """Wrap everything that the broker keeps under another key, all of it or nothing.
+
+    A broker that serves goes on meanwhile. The old key stays where it is: backups
+    made until now need it. Brokers on other machines get broker.yaml (and the new
+    key file) from you.
+
+    Example: sealserve broker rekey /var/lib/sealserve/broker --kek vault
+    --kek-set vault_url=https://vault.example.com:8200 --kek-set vault_key=sealserve
+    --kek-set vault_token_file=/run/vault/token
+    """
+    from sealserve.broker.rekey import rekey as run
+
+    done = run(directory, kek, kek_set or [])
+    place = directory / done.kek.file if done.kek.provider == "file" else done.kek.provider
+    emit(
+        {
+            "kek_before": done.before,
+            "kek_after": done.after,
+            "values": done.values,
+            "provider": done.kek.provider,
+            "file": done.kek.file if done.kek.provider == "file" else None,
+        },
+        as_json=json,
+        text=f"{done.values} values are wrapped under {done.after} now ({place})\n"
+        f"  keep the old key, {done.before}, as long as you keep backups made under it",
     )
 
 

@@ -53,6 +53,7 @@ _EXTRA_OF = {
     "mfusepy": "volume",
     "sqlalchemy": "broker",
     "alembic": "broker",
+    "pkcs11": "pkcs11",
     "jinja2": "broker",
     "opentelemetry": "otel",
     "skimage": "demo",

@@ -10,44 +10,44 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealserve.broker.keys import KEK_BYTES, KeyEncryptionKey
+from sealserve.broker.kek_file import KEK_BYTES, FileKek
 from sealserve.errors import Refused, SealserveError, Unavailable
 
-_KEK = KeyEncryptionKey(bytes(range(32)))
+_KEK = FileKek(bytes(range(32)))
 
 
 def test_a_new_key_file_is_private_and_opens(tmp_path: Path) -> None:
     path = tmp_path / "kek"
-    wrapped = KeyEncryptionKey.create(path).wrap(b"secret", name="a", version=1)
+    wrapped = FileKek.create(path).wrap(b"secret", name="a", version=1)
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.stat().st_size == KEK_BYTES
-    assert KeyEncryptionKey.load(path).unwrap(wrapped, name="a", version=1) == b"secret"
+    assert FileKek.load(path).unwrap(wrapped, name="a", version=1) == b"secret"
 
 
 def test_an_existing_key_file_is_never_replaced(tmp_path: Path) -> None:
-    KeyEncryptionKey.create(tmp_path / "kek")
+    FileKek.create(tmp_path / "kek")
     with pytest.raises(FileExistsError):
-        KeyEncryptionKey.create(tmp_path / "kek")
+        FileKek.create(tmp_path / "kek")
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o601, 0o610, 0o700, 0o777])
 def test_a_mode_wider_than_0600_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "kek"
-    KeyEncryptionKey.create(path)
+    FileKek.create(path)
     path.chmod(mode)
     with pytest.raises(Refused) as caught:
-        KeyEncryptionKey.load(path)
+        FileKek.load(path)
     assert caught.value.code == "kek.mode_too_wide"
 
 
 def test_a_key_of_another_user_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "kek"
-    KeyEncryptionKey.create(path)
+    FileKek.create(path)
     if os.geteuid() != 0:
         pytest.skip("only root can give a file away")
     os.chown(path, 12345, -1)
     with pytest.raises(Refused) as caught:
-        KeyEncryptionKey.load(path)
+        FileKek.load(path)
     assert caught.value.code == "kek.wrong_owner"
 
 
@@ -59,19 +59,19 @@ def test_a_key_of_another_size_is_refused(tmp_path: Path, size: int, code: str) 
     path.touch(mode=0o600)
     path.write_bytes(bytes(size))
     with pytest.raises(Refused) as caught:
-        KeyEncryptionKey.load(path)
+        FileKek.load(path)
     assert caught.value.code == f"kek.{code}"
 
 
 def test_links_directories_and_pipes_are_no_keys(tmp_path: Path) -> None:
-    KeyEncryptionKey.create(tmp_path / "kek")
+    FileKek.create(tmp_path / "kek")
     (tmp_path / "link").symlink_to(tmp_path / "kek")
     os.mkfifo(tmp_path / "pipe", 0o600)
     (tmp_path / "directory").mkdir()
     codes = []
     for name in ("link", "pipe", "directory", "absent"):
         with pytest.raises((Refused, Unavailable)) as caught:
-            KeyEncryptionKey.load(tmp_path / name)
+            FileKek.load(tmp_path / name)
         codes.append(caught.value.code)
     assert codes == ["kek.unreadable", "kek.not_a_file", "kek.not_a_file", "kek.unreadable"]
 
@@ -102,7 +102,7 @@ def test_any_change_is_refused_and_shows_nothing(data: st.DataObject) -> None:
         lambda: _KEK.unwrap(wrapped, name="b", version=1),
         lambda: _KEK.unwrap(wrapped, name="a", version=2),
         lambda: _KEK.unwrap(wrapped[:10], name="a", version=1),
-        lambda: KeyEncryptionKey(bytes(32)).unwrap(wrapped, name="a", version=1),
+        lambda: FileKek(bytes(32)).unwrap(wrapped, name="a", version=1),
     ):
         with pytest.raises(SealserveError) as caught:
             attempt()
@@ -111,4 +111,4 @@ def test_any_change_is_refused_and_shows_nothing(data: st.DataObject) -> None:
 
 
 def test_the_key_is_in_no_repr() -> None:
-    assert repr(_KEK).startswith("<sealserve.broker.keys.KeyEncryptionKey object")
+    assert repr(_KEK).startswith("<sealserve.broker.kek_file.FileKek object")
