@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fuzz import administration
 from fuzz.world import patched, world
 from sealserve.attestation import cbor, policy_file
 from sealserve.attestation.collateral import Collateral
@@ -382,4 +383,9 @@ TARGETS: dict[str, Target] = {
     "qgs-response": Target(_qgs_response, _qgs_seeds, 2048),
     "hcl-report": Target(_hcl_report, _hcl_seeds),
     "hcl-runtime-data": Target(_hcl_runtime_data, _hcl_runtime_seeds),
+    "admin-request": Target(administration.admin_request, administration.admin_request_seeds, 512),
+    "principal-certificate": Target(
+        administration.principal_certificate, administration.principal_certificate_seeds, 1024
+    ),
+    "audit-export": Target(administration.audit_export, administration.audit_export_seeds),
 }

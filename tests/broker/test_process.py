@@ -20,13 +20,18 @@ from typing import Any
 
 import pytest
 
+from sealserve.address import Address
+from sealserve.broker.admin_client import AdminClient
 from sealserve.broker.client import request_release
+from sealserve.broker.config import AdminConfig, BrokerConfig, render
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import create, open_broker
 from sealserve.broker.identity import BrokerIdentity
 from sealserve.errors import Refused, SealserveError, Unavailable
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
+from sealserve.wire.broker.admin import v1_pb2
+from tests.broker.admin import Person
 from tests.broker.conftest import BOOT_ID, RESOURCE, policy_for, utc_now
 from tests.broker.operation.pages import get
 
@@ -43,6 +48,7 @@ class Process:
     running: subprocess.Popen[bytes] | None = None
     address: str = ""
     stderr: Path = field(default=Path())
+    ready: dict[str, str] = field(default_factory=dict)
 
     def start(self, program: Sequence[str] = (sys.executable, "-m", "sealserve")) -> None:
         read_end, write_end = os.pipe()
@@ -57,7 +63,8 @@ class Process:
         with os.fdopen(read_end) as ready:
             line = ready.readline()
         assert line, self.stderr.read_text()
-        self.address = json.loads(line)["address"]
+        self.ready = json.loads(line)
+        self.address = self.ready["address"]
 
     def stop(self) -> None:
         assert self.running is not None
@@ -115,6 +122,30 @@ def test_a_broker_serves_until_sigterm_and_says_simulation(process: Process) -> 
     assert all("SIMULATION" in line["anchor"] for line in lines)
     assert [entry["event"] for entry in process.audit()] == ["secret.put", "release"]
     assert not list(process.root.glob("*-wal"))  # the database was closed properly
+
+
+def test_a_broker_is_administered_while_it_serves_and_signs_when_it_stops(
+    process: Process, tmp_path: Path
+) -> None:
+    alice = Person.make("alice", tmp_path)
+    with open_broker(process.root) as broker:
+        alice.add_to(broker, "admin")
+        identity = broker.identity
+    chosen = BrokerConfig(admin=AdminConfig(listen="127.0.0.1:0"))
+    (process.root / "broker.yaml").write_bytes(render(chosen))
+    process.start()
+    admin = Address.parse(process.ready["admin"], where="ready")
+    with AdminClient(admin, identity, alice.identity, timeout=20) as client:
+        assert process.ask() == KEY
+        (lease,) = client.perform(v1_pb2.LeaseListRequest())["leases"]
+        assert client.perform(v1_pb2.LeaseRevokeRequest(lease=lease["id"]))["state"] == "revoked"
+        client.perform(v1_pb2.SecretDisableRequest(secret=RESOURCE, version=1))
+        with pytest.raises(SealserveError):
+            process.ask()
+    process.stop()
+    with open_broker(process.root) as broker:
+        assert broker.audit.unsigned() == 0
+        assert broker.audit.checkpoints()[-1].head == broker.audit.verify()
 
 
 def test_the_store_survives_kill_9_during_releases(process: Process) -> None:
