@@ -16,11 +16,14 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 port, certificate, models, out = sys.argv[1], *map(Path, sys.argv[2:])
@@ -35,7 +38,7 @@ report = {"specs": {}, "dtypes": {}, "fields": {}, "metadata": {}, "states": {}}
 
 for file in sorted(models.glob("*.npz")):
     name, signature = file.stem.split(".")
-    stored = np.load(file)
+    stored = np.load(file, allow_pickle=True)
     request = predict_pb2.PredictRequest()
     request.model_spec.name = name
     request.model_spec.version.value = 1
@@ -55,6 +58,28 @@ for file in sorted(models.glob("*.npz")):
             if field.name not in ("dtype", "tensor_shape")
         }
     )
+
+request = inference_pb2.MultiInferenceRequest()
+for name in ("classify", "regress"):
+    task = request.tasks.add(method_name=f"tensorflow/serving/{name}")
+    task.model_spec.name, task.model_spec.signature_name = "examples", name
+for x in (2.0, -1.5):
+    example = request.input.example_list.examples.add()
+    example.features.feature["x"].float_list.value.append(x)
+both = predictor.MultiInference(request, timeout=30)
+one = classification_pb2.ClassificationRequest(input=request.input)
+one.model_spec.CopyFrom(request.tasks[0].model_spec)
+classified = predictor.Classify(one, timeout=30)
+two = regression_pb2.RegressionRequest(input=request.input)
+two.model_spec.CopyFrom(request.tasks[1].model_spec)
+regressed = predictor.Regress(two, timeout=30)
+assert both.results[0].classification_result == classified.result
+assert both.results[1].regression_result == regressed.result
+assert both.results[1].model_spec == regressed.model_spec
+report["classes"] = [
+    [each.score for each in row.classes] for row in classified.result.classifications
+]
+report["values"] = [each.value for each in regressed.result.regressions]
 
 request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
 request.model_spec.name = "affine"

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from sealserve.certificates import load_key_pair
 from sealserve.logs import make_log
 from sealserve.serving import flags
 from sealserve.serving.catalog import ModelSpec
@@ -122,9 +123,13 @@ class Running:
         return response.status, json.loads(answer)
 
 
-def https_connection(port: int, pair: Pair) -> http.client.HTTPConnection:
+def https_connection(
+    port: int, pair: Pair, client: Pair | None = None
+) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     context = ssl.create_default_context(cadata=pair.certificate.decode())
+    if client is not None:
+        load_key_pair(context, client.key + client.certificate)
     connection.sock = context.wrap_socket(
         socket.create_connection(("127.0.0.1", port), timeout=20), server_hostname=pair.name
     )
@@ -210,10 +215,10 @@ def check_answer(plane: Dataplane, asked: Question) -> None:
             np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-5)
 
 
-def start_server(models: Path, directory: Path, *more_flags: str) -> Running:
+def start_server(models: Path, directory: Path, *more_flags: str, extra_ssl: str = "") -> Running:
     owner, attested = make_pair(OWNER_NAME), make_pair(ATTESTED_NAME)
     ssl_file, identity_file = directory / "ssl.cfg", directory / "attested.pem"
-    ssl_file.write_text(ssl_config(owner))
+    ssl_file.write_text(ssl_config(owner, extra_ssl))
     identity_file.write_bytes(attested.key + attested.certificate)
     config = flags.parse(
         [

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sealserve.errors import InputError, SealserveError
+from sealserve.logs import make_log
+from sealserve.serving.access import Gate
+from sealserve.serving.calls import Calls
+from sealserve.serving.catalog import Catalog
+from sealserve.serving.config import ModelConfig, ServerConfig
+from sealserve.serving.dataplane import Dataplane
+from sealserve.serving.grpc_front import GrpcFront
+from sealserve.serving.grpc_method import Methods
+from sealserve.serving.grpc_services import PredictionService
+from sealserve.serving.health import Health
+from sealserve.serving.metrics import Metrics
+from sealserve.serving.model_service import ModelService
 from sealserve.serving.runtimes.base import Model, Runtime, Signature, TensorSpec
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
@@ -73,3 +86,26 @@ def make_versions(base: Path, *versions: object, bad: str = "") -> Path:
         if bad:
             (directory / "saved_model.pb").write_text(bad)
     return base
+
+
+class FakeServer:
+    """A server of fake models on a plaintext gRPC port."""
+
+    def __init__(self, *models: ModelConfig, config: ServerConfig | None = None) -> None:
+        self.config = config or ServerConfig(models, bind_address="127.0.0.1", grpc_port=0)
+        self.runtime = FakeRuntime()
+        self.log = io.StringIO()
+        log = make_log(self.log)
+        self.catalog = Catalog(models, self.runtime, log, self.config.life)
+        self.catalog.load()
+        self.health = Health(self.catalog)
+        self.metrics = Metrics()
+        methods = Methods(Gate(self.config.access_file, log), Calls(self.metrics, log), log)
+        dataplane = Dataplane(self.catalog, self.metrics)
+        services = [
+            PredictionService(dataplane, self.config).handler(methods),
+            ModelService(dataplane, self.catalog, self.config.life, log).handler(methods),
+        ]
+        self.grpc = GrpcFront(services, self.config, None, self.health)
+        self.grpc.start()
+        self.health.open()

@@ -273,6 +273,55 @@ def reference_variables():
     return {"x": x}, {"y": tf.identity(tf.nn.softmax(tf.matmul(x, weights)), "y")}
 
 
+def examples():
+    """Classify and Regress over tf.Example, as TensorFlow 1 estimators export them."""
+    graph = tf.Graph()
+    with graph.as_default():
+        serialized = tf1.placeholder(tf.string, [None], "tf_example")
+        features = {
+            "x": tf1.io.FixedLenFeature([1], tf.float32),
+            "more": tf1.io.FixedLenFeature([2], tf.float32, default_value=[0.5, -1.0]),
+            "unused": tf1.io.FixedLenFeature([], tf.string, default_value=""),
+        }
+        parsed = tf1.io.parse_example(serialized, features)
+        x = tf.identity(parsed["x"], "x")
+        more = tf.reduce_sum(parsed["more"], 1, keepdims=True)
+        slope = tf1.get_variable("a", initializer=0.5)
+        y = tf.add(slope * x + 2.0, more, name="y")
+        scores = tf.concat([y, y * 2.0], 1)
+        info = tf1.saved_model.utils.build_tensor_info
+        make = tf1.saved_model.signature_def_utils.build_signature_def
+        kind = "tensorflow/serving/{}".format
+        signatures = {
+            "serving_default": make({"x": info(x)}, {"y": info(x + 1.0)}, kind("predict")),
+            "regress": make({"inputs": info(serialized)}, {"outputs": info(y)}, kind("regress")),
+            "classify": make(
+                {"inputs": info(serialized)}, {"scores": info(scores)}, kind("classify")
+            ),
+        }
+        with tf1.Session(graph=graph) as session:
+            session.run(tf1.global_variables_initializer())
+            builder = tf1.saved_model.builder.SavedModelBuilder(str(ROOT / "examples" / "1"))
+            builder.add_meta_graph_and_variables(session, ["serve"], signatures)
+            builder.save()
+
+
+def example(**values):
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                key: tf.train.Feature(float_list=tf.train.FloatList(value=value))
+                for key, value in values.items()
+            }
+        )
+    ).SerializeToString()
+
+
+examples()
+rows = np.array([example(x=[2.0]), example(x=[-1.5], more=[3.0, 4.0])], "O")
+answers("examples", {"inputs": rows}, "regress")
+answers("examples", {"inputs": rows}, "classify")
+
 affine = Affine()
 save("affine", affine, {"serving_default": affine.affine, "pairs": affine.pairs})
 steeper = Affine(4.0, 1.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -14,16 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sealserve.logs import make_log
-from sealserve.serving.catalog import Catalog
-from sealserve.serving.config import ModelConfig, ServerConfig
-from sealserve.serving.dataplane import Dataplane
-from sealserve.serving.grpc_front import GrpcFront
-from sealserve.serving.runtimes.base import Model, Runtime, Signature, TensorSpec
+from sealserve.serving.config import ModelConfig
 from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
-from sealserve.wire.tensors import Array, to_array, to_proto
+from sealserve.wire.tensors import to_array, to_proto
 from tests.serving.conftest import Running, arrays_of
+from tests.serving.fakes import FakeServer, make_versions
 
 TYPED_FIELDS = {"float_val", "int_val", "int64_val", "half_val", "bool_val"}
 
@@ -57,6 +52,9 @@ def test_tensorflows_own_client_gets_tensorflows_own_numbers(
         assert report["specs"][file.stem] == [name, 1, signature]
         assert set(report["fields"][file.stem]) <= TYPED_FIELDS
 
+    # y = x / 2 + 2 + (0.5 - 1), and twice that: what the model's defaults make of it.
+    assert report["classes"] == [[2.5, 5.0], [0.75, 1.5]]
+    assert report["values"] == [2.5, 0.75]
     metadata = report["metadata"]
     assert metadata["version"] == 1
     assert set(metadata["signatures"]) == {"serving_default", "pairs", "__saved_model_init_op"}
@@ -253,39 +251,6 @@ def outcome(running: Running, method: str, raw: bytes) -> str:
     return "OK"
 
 
-class _Slow(Model):
-    """A model that answers when it is told to."""
-
-    def __init__(self) -> None:
-        vector = TensorSpec(pb.DT_FLOAT, (-1,))
-        self.definitions = {}
-        self.refused: Mapping[str, str] = {}
-        self.signatures = {
-            "serving_default": Signature("serving_default", {"x": vector}, {"y": vector}, "")
-        }
-        self.begun = threading.Event()
-        self.may_end = threading.Event()
-
-    def run(
-        self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]
-    ) -> dict[str, Array]:
-        self.begun.set()
-        assert self.may_end.wait(60)
-        return {"y": inputs["x"]}
-
-    def close(self) -> None: ...
-
-
-class _SlowRuntime(Runtime):
-    name = "slow"
-
-    def __init__(self) -> None:
-        self.model = _Slow()
-
-    def load(self, path: Path) -> Model:
-        return self.model
-
-
 def refusal_of(port: int) -> grpc.StatusCode:
     """How a new client is refused once the server has stopped taking requests."""
     while True:
@@ -300,24 +265,19 @@ def refusal_of(port: int) -> grpc.StatusCode:
 
 
 def test_a_request_under_way_is_finished_and_a_new_one_refused(tmp_path: Path) -> None:
-    (tmp_path / "1").mkdir()
-    runtime = _SlowRuntime()
-    log = make_log()
-    catalog = Catalog((ModelConfig("affine", tmp_path),), runtime, log)
-    catalog.load()
-    config = ServerConfig(models=(), bind_address="127.0.0.1", grpc_port=0)
-    front = GrpcFront(Dataplane(catalog), config, None, log)
-    front.start()
+    world = FakeServer(ModelConfig("affine", make_versions(tmp_path / "m", 1)))
+    front, model = world.grpc, world.runtime.models["m/1"]
+    model.may_end.clear()
     with grpc.insecure_channel(f"127.0.0.1:{front.port}") as channel:
         call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         pending = call.future(_VALID, timeout=60)
-        assert runtime.model.begun.wait(20)
+        assert model.begun.wait(20)
         stopping = threading.Thread(target=front.stop, args=(60,))
         stopping.start()
         # gRPC says CANCELLED to a call that reached it in the moment of stopping.
         assert refusal_of(front.port).name in ("UNAVAILABLE", "CANCELLED")
-        runtime.model.may_end.set()
+        model.may_end.set()
         response = api_pb2.PredictResponse.FromString(pending.result(20))
-        assert list(response.outputs["y"].float_val) == [1.0, 2.0]
+        assert list(response.outputs["y"].float_val) == [2.0, 3.0]
         stopping.join(20)
-    catalog.close()
+    world.catalog.close()

@@ -32,10 +32,12 @@ __all__ = [
     "TlsConfig",
     "VersionPolicy",
     "model_configs",
+    "read_metrics_path",
     "read_model_config",
 ]
 
 MAX_CONFIG_BYTES = 4 * 2**20
+DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,15 @@ class ServerConfig:
         rest_threads: requests that REST works on at a time.
         rest_timeout: seconds a REST request may take.
         grpc_options: further gRPC channel arguments.
+        max_connection_age: seconds after which a connection is asked to end; 0: never.
         max_request_bytes: the largest request either front reads.
+        access_file: who may do what; see `sealserve.serving.access`.
+        log_requests: log every request, not only those that fail.
+        metrics_path: where REST shows metrics; None: nowhere.
+        cors: answer browsers of other origins.
+        method_name_check: Classify and Regress want the signature's method_name to be theirs.
+        health_service: serve grpc.health.v1.
+        reflection: tell clients the services and messages.
         tensor_content: answer with ``tensor_content`` instead of typed fields.
         runtime: how models are run.
         life: how versions come and go.
@@ -171,7 +181,15 @@ class ServerConfig:
     rest_threads: int = 8
     rest_timeout: float = 30.0
     grpc_options: tuple[tuple[str, int | str], ...] = ()
+    max_connection_age: float = 0.0
     max_request_bytes: int = 256 * 2**20
+    access_file: Path | None = None
+    log_requests: bool = False
+    metrics_path: str | None = None
+    cors: bool = False
+    method_name_check: bool = False
+    health_service: bool = True
+    reflection: bool = False
     tensor_content: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     life: LifeConfig = field(default_factory=LifeConfig)
@@ -206,6 +224,34 @@ def read_model_config(path: Path) -> tuple[ModelConfig, ...]:
     if not models:
         raise _bad_entry("the model_config_list names no model", str(path))
     return models
+
+
+def read_metrics_path(file: Path | None) -> str | None:
+    """Where a MonitoringConfig wants metrics to be shown; None for nowhere.
+
+    Raises:
+        InputError: ``file.too_large`` or ``serve_config.monitoring``.
+        Unavailable: ``file.unreadable``.
+    """
+    if file is None:
+        return None
+    try:
+        wire = text_format.Parse(
+            read_limited(file, MAX_CONFIG_BYTES), config_pb2.MonitoringConfig()
+        )
+    except (text_format.ParseError, UnicodeError) as error:
+        raise InputError(
+            "serve_config.monitoring",
+            f"Error parsing text-format tensorflow.serving.MonitoringConfig: {error}",
+            where=str(file),
+            hint='write prometheus_config { enable: true path: "/metrics" }',
+        ) from None
+    path = wire.prometheus_config.path or DEFAULT_METRICS_PATH
+    if not path.startswith("/"):
+        raise InputError(
+            "serve_config.monitoring", f"the path {path!r} does not begin with /", where=str(file)
+        )
+    return path if wire.prometheus_config.enable else None
 
 
 def model_configs(

@@ -12,16 +12,27 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sealserve.errors import InputError
-from sealserve.serving.catalog import Catalog, ModelSpec, VersionStatus
+from sealserve.serving.catalog import Catalog, Handle, ModelSpec, VersionStatus
+from sealserve.serving.inference import (
+    CLASSIFY,
+    INPUT,
+    Classes,
+    Method,
+    examples_array,
+    to_classes,
+    to_values,
+)
+from sealserve.serving.metrics import Metrics
 from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE, Model, Signature, TensorSpec
 from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
 
-__all__ = ["Dataplane", "Prediction"]
+__all__ = ["Dataplane", "Inferred", "Prediction", "Task"]
 
 Decoder = Callable[[Signature], Mapping[str, Array]]
 
@@ -35,11 +46,59 @@ class Prediction:
     outputs: Mapping[str, Array]
 
 
+@dataclass(frozen=True)
+class Task:
+    """One part of a MultiInference request; Classify and Regress have just one.
+
+    Attributes:
+        method: what is asked.
+        signature: its key; empty for ``serving_default``.
+        not_found: the words with which an unknown signature is refused.
+    """
+
+    method: Method
+    signature: str
+    not_found: str = "No signature was found with the name: "
+
+    @property
+    def key(self) -> str:
+        """The signature's key."""
+        return self.signature or DEFAULT_SIGNATURE
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """The answers to tasks, in their order: classes or values of each example."""
+
+    version: int
+    results: list[Classes | list[float]]
+
+
 class Dataplane:
     """The operations of PredictionService and ModelService over a catalog."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        metrics: Metrics | None = None,
+        *,
+        method_name_check: bool = False,
+    ) -> None:
+        """Stand over a catalog.
+
+        Args:
+            catalog: the models.
+            metrics: where runs are counted.
+            method_name_check: Classify and Regress want the signature's method_name to be theirs.
+        """
         self._catalog = catalog
+        self._metrics = metrics or Metrics()
+        self._method_name_check = method_name_check
+
+    @property
+    def ready(self) -> bool:
+        """Whether anything can be answered."""
+        return bool(self._catalog.available())
 
     def predict(
         self,
@@ -66,8 +125,53 @@ class Dataplane:
             _check_names(wanted, inputs)
             for key, tensor in wanted.inputs.items():
                 _check_tensor(key, tensor, inputs[key])
-            answer = handle.model.run(wanted.name, inputs, outputs)
+            answer = self._run(handle, "Predict", wanted, inputs, outputs)
             return Prediction(handle.version, wanted, answer)
+
+    def infer(self, spec: ModelSpec, tasks: Sequence[Task], examples: list[bytes]) -> Inferred:
+        """Classify or regress serialized examples.
+
+        Raises:
+            InputError: a ``request.*`` or ``tensor.*`` code.
+        """
+        with self._catalog.acquire(spec) as handle:
+            seen: set[str] = set()
+            for task in tasks:
+                if task.key in seen:
+                    raise InputError(
+                        "request.task_repeated", f"Duplicate evaluation of signature: {task.key}"
+                    )
+                seen.add(task.key)
+                definition = handle.model.definitions.get(task.key)
+                if definition is None:
+                    raise InputError("request.signature_unknown", f"{task.not_found}{task.key}")
+                task.method.check(definition, method_name_too=self._method_name_check)
+            inputs = {INPUT: examples_array(examples)}
+            self._metrics.examples(handle.name, handle.version, len(examples))
+            results: list[Classes | list[float]] = []
+            for task in tasks:
+                signature = _signature(handle.model, task.key)
+                _check_tensor(INPUT, signature.inputs[INPUT], inputs[INPUT])
+                wanted = task.method.outputs_of(signature)
+                api = "Classify" if task.method is CLASSIFY else "Regress"
+                answer = self._run(handle, api, signature, inputs, wanted)
+                read = to_classes if task.method is CLASSIFY else to_values
+                results.append(read(answer, len(examples)))
+            return Inferred(handle.version, results)
+
+    def _run(
+        self,
+        handle: Handle,
+        api: str,
+        signature: Signature,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+    ) -> dict[str, Array]:
+        begun = time.perf_counter()
+        answer = handle.model.run(signature.name, inputs, outputs)
+        seconds = time.perf_counter() - begun
+        self._metrics.ran(handle.name, handle.version, api, "sealserve", seconds)
+        return answer
 
     def definitions(self, spec: ModelSpec) -> tuple[int, api_pb2.SignatureDefMap]:
         """The version that is served and its SignatureDefs, as the model's file has them.

@@ -26,6 +26,7 @@ from sealserve.serving.config import (
     RuntimeConfig,
     ServerConfig,
     TlsConfig,
+    read_metrics_path,
     read_model_config,
 )
 
@@ -130,11 +131,35 @@ FLAGS: tuple[Flag, ...] = (
     Flag("tensorflow_session_parallelism", 0, "sets both of the above"),
     Flag("grpc_channel_arguments", "", "gRPC channel arguments, key=value, comma-separated"),
     Flag("enable_serialization_as_tensor_content", False, "answer with tensor_content"),
+    Flag("rest_api_enable_cors_support", False, "answer browsers of other origins"),
+    Flag(
+        "monitoring_config_file",
+        "",
+        "MonitoringConfig: metrics for Prometheus on the REST port, under its TLS and roles",
+    ),
+    Flag(
+        "enable_signature_method_name_check",
+        False,
+        "Classify and Regress want the signature's method_name to be theirs",
+    ),
+    Flag(
+        "enable_grpc_healthcheck_service",
+        True,
+        "serve grpc.health.v1, which tells the truth; on by default, unlike the original",
+    ),
+    Flag("enable_reflection", False, "tell gRPC clients the services and messages", own=True),
+    Flag("access_file", "", "roles by client certificate, and API keys", own=True),
+    Flag("log_requests", False, "log every request, not only those that fail", own=True),
+    Flag(
+        "max_connection_age_seconds",
+        0,
+        "connections older than this are asked to end, so that a balancer can spread them anew",
+        own=True,
+    ),
     Flag("log_note", "", "text that stands in every line of the log", own=True),
     Flag("ready_fd", -1, "descriptor that gets one JSON line with the ports", own=True),
     Flag("version", False, "print the version and exit"),
     # Known, and without effect here.
-    _no_effect("rest_api_enable_cors_support", False, "no CORS headers are sent"),
     _no_effect("enable_batching", False, _NO_BATCHING),
     _no_effect("batching_parameters_file", "", _NO_BATCHING),
     _no_effect("enable_per_model_batching_parameters", False, _NO_BATCHING),
@@ -145,19 +170,16 @@ FLAGS: tuple[Flag, ...] = (
     _no_effect("per_process_gpu_memory_fraction", "0", "models run on the CPU"),
     _no_effect("enable_model_warmup", True, "warm-up records are not replayed"),
     _no_effect("num_request_iterations_for_warmup", 0, "warm-up records are not replayed"),
-    _no_effect("monitoring_config_file", "", "no metrics are served"),
     _no_effect("remove_unused_fields_from_bundle_metagraph", True, _NO_TENSORFLOW),
     _no_effect("prefer_tflite_model", False, "SavedModels are served, no .tflite files"),
     _no_effect("num_tflite_pools", 0, "SavedModels are served, no .tflite files"),
     _no_effect("num_tflite_interpreters_per_pool", 1, "SavedModels are served, no .tflite files"),
-    _no_effect("enable_signature_method_name_check", False, "any method name is served"),
     _no_effect("xla_cpu_compilation_enabled", False, _NO_TENSORFLOW),
     _no_effect("xla_gpu_compilation_enabled", False, _NO_TENSORFLOW),
     _no_effect("enable_profiler", True, "there is no profiler: it would show what runs inside"),
     _no_effect("thread_pool_factory_config_file", "", _NO_TENSORFLOW),
     _no_effect("mixed_precision", "", "models are computed at float32"),
     _no_effect("skip_initialize_tpu", False, "models run on the CPU"),
-    _no_effect("enable_grpc_healthcheck_service", False, "there is no health service yet"),
     Flag("use_alts_credentials", False, "ALTS is not offered; use TLS", Effect.REFUSED),
 )
 
@@ -195,6 +217,14 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         rest_timeout=given.number("rest_api_timeout_in_ms", 1, 86_400_000) / 1000,
         grpc_options=_channel_arguments(given.text("grpc_channel_arguments")),
         max_request_bytes=given.number("max_request_bytes", 1024, 2**31 - 1),
+        access_file=given.path("access_file"),
+        log_requests=given.switch("log_requests"),
+        max_connection_age=given.number("max_connection_age_seconds"),
+        metrics_path=read_metrics_path(given.path("monitoring_config_file")),
+        cors=given.switch("rest_api_enable_cors_support"),
+        method_name_check=given.switch("enable_signature_method_name_check"),
+        health_service=given.switch("enable_grpc_healthcheck_service"),
+        reflection=given.switch("enable_reflection"),
         tensor_content=given.switch("enable_serialization_as_tensor_content"),
         runtime=RuntimeConfig(
             tags=tuple(filter(None, given.text("saved_model_tags").split(","))),
@@ -314,6 +344,12 @@ def _check_together(given: _Given) -> None:
             where="--tensorflow_session_parallelism",
         )
     identities = given.text("ssl_config_file") or given.text("tls_identity_file")
+    if given.switch("insecure") and given.text("access_file"):
+        raise InputError(
+            "flag.conflict",
+            "roles need TLS: without it a key can be read, and nobody can show a certificate",
+            where="--access_file",
+        )
     if given.switch("insecure") and identities:
         raise InputError(
             "flag.conflict",

@@ -29,7 +29,15 @@ from sealserve.serving.runtimes.base import Signature, TensorSpec
 from sealserve.wire.tensorflow import tensor_pb2 as pb
 from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
 
-__all__ = ["JsonRequest", "dump", "parse_request", "response_body"]
+__all__ = [
+    "JsonRequest",
+    "dump",
+    "is_bytes",
+    "parse_object",
+    "parse_request",
+    "response_body",
+    "signature_in",
+]
 
 _BYTES_SUFFIX = "_bytes"
 
@@ -65,12 +73,8 @@ def parse_request(body: bytes) -> JsonRequest:
     Raises:
         InputError: ``request.json_malformed`` or ``request.json_form``.
     """
-    parsed = _parse(body)
-    if not isinstance(parsed, dict):
-        raise _form("the body is not an object")
-    signature = parsed.get("signature_name", "")
-    if not isinstance(signature, str):
-        raise _form("not formatted correctly. 'signature_name' key must be a string value.")
+    parsed = parse_object(body)
+    signature = signature_in(parsed)
     if "instances" in parsed and "inputs" in parsed:
         raise _form(
             "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
@@ -85,6 +89,30 @@ def parse_request(body: bytes) -> JsonRequest:
     if "inputs" in parsed:
         return JsonRequest(signature, False, parsed["inputs"])
     raise _form("Missing 'inputs' or 'instances' key")
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Read a body that must be a JSON object.
+
+    Raises:
+        InputError: ``request.json_malformed`` or ``request.json_form``.
+    """
+    parsed = _parse(body)
+    if not isinstance(parsed, dict):
+        raise _form("the body is not an object")
+    return parsed
+
+
+def signature_in(parsed: dict[str, Any]) -> str:
+    """The signature that a body names; empty for the default.
+
+    Raises:
+        InputError: ``request.json_form``.
+    """
+    signature = parsed.get("signature_name", "")
+    if not isinstance(signature, str):
+        raise _form("not formatted correctly. 'signature_name' key must be a string value.")
+    return signature
 
 
 def response_body(outputs: Mapping[str, Array], *, row: bool) -> bytes:
@@ -172,7 +200,12 @@ def _named(inputs: Any, signature: Signature) -> dict[str, Any]:
 
 def _is_object(value: Any) -> bool:
     """An object of names; ``{"b64": "..."}`` is a value."""
-    return isinstance(value, dict) and not (set(value) == {"b64"} and isinstance(value["b64"], str))
+    return isinstance(value, dict) and not is_bytes(value)
+
+
+def is_bytes(value: Any) -> bool:
+    """Whether it is ``{"b64": "..."}``."""
+    return isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str)
 
 
 def _array(key: str, spec: TensorSpec | None, value: Any) -> Array:
@@ -221,7 +254,7 @@ def _string_array(key: str, value: Any) -> Array:
             return [convert(each) for each in item]
         if isinstance(item, str):
             return item.encode()
-        if isinstance(item, dict) and set(item) == {"b64"} and isinstance(item["b64"], str):
+        if is_bytes(item):
             try:
                 return base64.b64decode(item["b64"], validate=True)
             except (binascii.Error, ValueError):

@@ -90,7 +90,8 @@ class Servable:
 
 def stamps(path: Path) -> tuple[Stamp, ...]:
     """What changes when a version directory that was half copied is completed."""
-    places = (path, path / "saved_model.pb", path / "variables")
+    files = ("saved_model.pb", "variables", "model.tflite", "model.onnx", "model.xml", "model.bin")
+    places = (path, *(path / name for name in files))
     return tuple(stamp_of(place) for place in places)
 
 

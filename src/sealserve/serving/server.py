@@ -18,10 +18,17 @@ from sealserve import __version__
 from sealserve.errors import InputError
 from sealserve.hardening import forbid_core_dumps
 from sealserve.logs import Log, make_log
+from sealserve.serving.access import Gate
+from sealserve.serving.calls import Calls
 from sealserve.serving.catalog import Catalog
 from sealserve.serving.config import ServerConfig
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.grpc_front import GrpcFront
+from sealserve.serving.grpc_method import Methods
+from sealserve.serving.grpc_services import PredictionService
+from sealserve.serving.health import Health
+from sealserve.serving.metrics import Metrics
+from sealserve.serving.model_service import ModelService
 from sealserve.serving.rest_front import RestFront
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.tls import TlsSource
@@ -46,6 +53,7 @@ class Server:
         self._grpc: GrpcFront | None = None
         self._rest: RestFront | None = None
         self._watcher: Watcher | None = None
+        self._health: Health | None = None
         self.ports: dict[str, int] = {}
 
     def start(self) -> None:
@@ -60,6 +68,9 @@ class Server:
         for flag, reason in self._config.ignored:
             self._log.warning("flag_without_effect", flag=flag, reason=reason)
         tls = self._tls()
+        demanded = tls is not None and tls.current().client_verify
+        gate = Gate(self._config.access_file, self._log, certificates=demanded)
+        metrics = Metrics()
         try:
             self._catalog = Catalog(
                 self._config.models,
@@ -67,22 +78,19 @@ class Server:
                 self._log,
                 self._config.life,
             )
-            dataplane = Dataplane(self._catalog)
-            self._grpc = GrpcFront(dataplane, self._config, tls, self._log)
-            if self._config.rest_port is not None:
-                self._rest = RestFront(dataplane, self._config, tls, self._log)
+            self._health = Health(self._catalog)
+            self._bind(self._catalog, self._health, gate, metrics, tls)
             # Ports are bound before the long work of loading, so that a taken port is
             # told at once; nothing is accepted on them until all is loaded.
             self._catalog.load()
-            self._grpc.start()
-            if self._rest is not None:
-                self._rest.start()
+            self._start_fronts()
+            self._health.open()
             self._watcher = Watcher(self._catalog, self._config.life, self._log)
             self._watcher.start()
         except BaseException:
             self.stop(0)
             raise
-        self._tell_ready(self._grpc.port, self._rest.port if self._rest else None)
+        self._tell_ready()
 
     def stop(self, grace: float | None = None) -> None:
         """Drain and end; may be called twice.
@@ -93,6 +101,8 @@ class Server:
         if grace is None:
             grace = self._config.drain_seconds
         self._log.info("draining", seconds=grace)
+        if self._health:
+            self._health.drain()
         if self._watcher:
             self._watcher.stop()
             self._watcher = None
@@ -108,6 +118,33 @@ class Server:
             self._catalog.close()
         self._grpc = self._rest = self._catalog = None
         self._log.info("stopped")
+
+    def _bind(
+        self, catalog: Catalog, health: Health, gate: Gate, metrics: Metrics, tls: TlsSource | None
+    ) -> None:
+        config, log = self._config, self._log
+        metrics.known = catalog.is_configured
+        metrics.present = lambda: {(name, str(number)) for name, number in catalog.available()}
+        dataplane = Dataplane(catalog, metrics, method_name_check=config.method_name_check)
+        calls = Calls(metrics, log, log_all=config.log_requests)
+        methods = Methods(gate, calls, log)
+        handlers = [
+            PredictionService(dataplane, config).handler(methods),
+            ModelService(dataplane, catalog, config.life, log).handler(methods),
+        ]
+        self._grpc = GrpcFront(handlers, config, tls, health)
+        self.ports["grpc"] = self._grpc.port
+        if config.rest_port is not None:
+            self._rest = RestFront(
+                dataplane, config, tls, log, gate=gate, calls=calls, health=health
+            )
+            self.ports["rest"] = self._rest.port
+
+    def _start_fronts(self) -> None:
+        if self._grpc is not None:
+            self._grpc.start()
+        if self._rest is not None:
+            self._rest.start()
 
     def _check_ready_fd(self) -> None:
         """Tell a wrong descriptor now, not after minutes of loading."""
@@ -131,10 +168,7 @@ class Server:
             return None
         return TlsSource(self._config.tls, self._log)
 
-    def _tell_ready(self, grpc_port: int, rest_port: int | None) -> None:
-        self.ports = {"grpc": grpc_port}
-        if rest_port is not None:
-            self.ports["rest"] = rest_port
+    def _tell_ready(self) -> None:
         served = self._catalog.available() if self._catalog else []
         self._log.info(
             "serving",

@@ -99,6 +99,10 @@ class Table:
                 if servable.model is not None
             ]
 
+    def is_configured(self, name: str) -> bool:
+        """Whether there is, or was, a model of this name."""
+        return name in self._entries
+
     def _find(self, spec: ModelSpec) -> tuple[int, Servable, Model]:
         if not spec.name:
             raise InputError("request.model_name_missing", "ModelSpec has no name specified.")

@@ -135,9 +135,14 @@ class TlsSource:
                 hint="restart the server",
             )
 
-    def ssl_context(self) -> ssl.SSLContext:
-        """A context for TLS 1.3 whose every handshake shows the current identities."""
-        state = _ContextCache()
+    def ssl_context(self, *, optional: bool = False) -> ssl.SSLContext:
+        """A context for TLS 1.3 whose every handshake shows the current identities.
+
+        Args:
+            optional: a client may come without a certificate where one is demanded
+                otherwise, because it can show an API key; one that it shows is verified.
+        """
+        state = _ContextCache(optional)
 
         def choose(
             connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext
@@ -156,18 +161,19 @@ class TlsSource:
 class _ContextCache:
     """One SSLContext for each identity, made when the identities change."""
 
-    def __init__(self) -> None:
+    def __init__(self, optional: bool) -> None:
+        self._optional = optional
         self._identities: Identities | None = None
         self._contexts: list[ssl.SSLContext] = []
 
     def contexts_of(self, identities: Identities) -> list[ssl.SSLContext]:
         if self._identities is not identities:
-            self._contexts = [_context(each, identities) for each in identities.all]
+            self._contexts = [_context(each, identities, self._optional) for each in identities.all]
             self._identities = identities
         return self._contexts
 
 
-def _context(identity: Identity, identities: Identities) -> ssl.SSLContext:
+def _context(identity: Identity, identities: Identities, optional: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["http/1.1"])
@@ -175,7 +181,7 @@ def _context(identity: Identity, identities: Identities) -> ssl.SSLContext:
     if identities.client_ca is not None:
         context.load_verify_locations(cadata=identities.client_ca.decode())
     if identities.client_verify:
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
     return context
 
 

@@ -94,19 +94,25 @@ class Graph:
     outputs: Mapping[str, str]
 
 
-def of_signature(path: Path, meta: graph_pb2.MetaGraphDef, key: str) -> Graph:
+def of_signature(
+    path: Path,
+    meta: graph_pb2.MetaGraphDef,
+    key: str,
+    wire: graph_pb2.SignatureDef | None = None,
+) -> Graph:
     """The graph of one signature of a SavedModel.
 
     Args:
         path: its directory.
         meta: its meta graph, scalars spelled out.
         key: the signature's.
+        wire: the signature itself, where it is another than the file's.
 
     Raises:
         InputError: ``servable.differs``.
         Unavailable: ``servable.runtime_cannot``, ``servable.stateful``.
     """
-    wire = meta.signature_def[key]
+    wire = meta.signature_def[key] if wire is None else wire
     where = f"{path}, signature {key!r}"
     signature = Signature.from_wire(key, wire)
     _check_signature(signature, where)

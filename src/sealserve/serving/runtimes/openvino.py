@@ -24,8 +24,9 @@ import openvino as ov
 from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
-from sealserve.serving.runtimes.base import Model
+from sealserve.serving.runtimes.base import Model, Signature
 from sealserve.serving.runtimes.exactness import WIDE_LIMIT, inexact_operations
+from sealserve.serving.runtimes.examples import ExampleCut, cut_examples, parse_examples
 from sealserve.serving.runtimes.graphs import Graph, of_signature, reason_of
 from sealserve.serving.runtimes.model_files import definition_of, find_file, read_file
 from sealserve.serving.runtimes.saved_model import read_meta_graph
@@ -79,14 +80,13 @@ class OpenVinoRuntime:
             return self._load_file(file)
         meta = read_meta_graph(path, self._tags)
         spell_out_scalars(meta.graph_def)
-        compiled: dict[str, _Compiled] = {}
+        compiled: dict[str, _Computed] = {}
         refused: dict[str, SealserveError] = {}
         for key in sorted(meta.signature_def):
             if key.startswith(_INTERNAL_PREFIX):
                 continue
             try:
-                graph = of_signature(path, meta, key)
-                compiled[key] = self._compile(graph, f"{path}, signature {key!r}")
+                compiled[key] = self._compile_signature(path, meta, key)
             except SealserveError as error:
                 refused[key] = error
         # Copies: a message inside another keeps all of it in memory, weights included.
@@ -95,6 +95,14 @@ class OpenVinoRuntime:
             for key, wire in meta.signature_def.items()
         }
         return _OpenVinoModel(definitions, compiled, refused)
+
+    def _compile_signature(self, path: Path, meta: graph_pb2.MetaGraphDef, key: str) -> _Computed:
+        where = f"{path}, signature {key!r}"
+        cut = cut_examples(meta, meta.signature_def[key])
+        if cut is None:
+            return self._compile(of_signature(path, meta, key), where)
+        behind = self._compile(of_signature(path, meta, key, cut.wire), where)
+        return _ExampleFed(Signature.from_wire(key, meta.signature_def[key]), behind, cut)
 
     def _load_file(self, file: Path) -> Model:
         graph = read_file(self._core, file)
@@ -162,11 +170,28 @@ class _Compiled:
             self._pool.put(request)
 
 
+class _ExampleFed:
+    """A signature that takes serialized examples, over the graph behind its parser."""
+
+    def __init__(self, signature: Signature, behind: _Compiled, cut: ExampleCut) -> None:
+        self.signature = signature
+        self._behind = behind
+        self._cut = cut
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        feeds = {key: array for key, array in inputs.items() if key != self._cut.examples}
+        feeds |= parse_examples(inputs[self._cut.examples], self._cut.features)
+        return self._behind.run(feeds, outputs)
+
+
+_Computed = _Compiled | _ExampleFed
+
+
 class _OpenVinoModel(Model):
     def __init__(
         self,
         definitions: Mapping[str, graph_pb2.SignatureDef],
-        compiled: dict[str, _Compiled],
+        compiled: dict[str, _Computed],
         refused: Mapping[str, SealserveError],
     ) -> None:
         self.definitions = definitions

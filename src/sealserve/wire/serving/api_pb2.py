@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
+from sealserve.wire.serving import config_pb2 as sealserve_dot_wire_dot_serving_dot_config__pb2
 from sealserve.wire.tensorflow import graph_pb2 as sealserve_dot_wire_dot_tensorflow_dot_graph__pb2
 from sealserve.wire.tensorflow import tensor_pb2 as sealserve_dot_wire_dot_tensorflow_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealserve/wire/serving/api.proto\x12\x12tensorflow.serving\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a%sealserve/wire/tensorflow/graph.proto\x1a&sealserve/wire/tensorflow/tensor.proto\"\x8c\x01\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x07version\x18\x02 \x01(\x0b\x32\x1b.google.protobuf.Int64ValueH\x00\x12\x17\n\rversion_label\x18\x04 \x01(\tH\x00\x12\x16\n\x0esignature_name\x18\x03 \x01(\tB\x10\n\x0eversion_choice\"\xe2\x01\n\x0ePredictRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12>\n\x06inputs\x18\x02 \x03(\x0b\x32..tensorflow.serving.PredictRequest.InputsEntry\x12\x15\n\routput_filter\x18\x03 \x03(\t\x1a\x46\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.tensorflow.TensorProto:\x02\x38\x01\"\xd0\x01\n\x0fPredictResponse\x12\x41\n\x07outputs\x18\x01 \x03(\x0b\x32\x30.tensorflow.serving.PredictResponse.OutputsEntry\x12\x31\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x1aG\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.tensorflow.TensorProto:\x02\x38\x01\"\xae\x01\n\x0fSignatureDefMap\x12L\n\rsignature_def\x18\x01 \x03(\x0b\x32\x35.tensorflow.serving.SignatureDefMap.SignatureDefEntry\x1aM\n\x11SignatureDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.tensorflow.SignatureDef:\x02\x38\x01\"d\n\x17GetModelMetadataRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12\x16\n\x0emetadata_field\x18\x02 \x03(\t\"\xe2\x01\n\x18GetModelMetadataResponse\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12L\n\x08metadata\x18\x02 \x03(\x0b\x32:.tensorflow.serving.GetModelMetadataResponse.MetadataEntry\x1a\x45\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"8\n\x0bStatusProto\x12\x12\n\nerror_code\x18\x01 \x01(\x05\x12\x15\n\rerror_message\x18\x02 \x01(\t\"J\n\x15GetModelStatusRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\"\xe8\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12;\n\x05state\x18\x02 \x01(\x0e\x32,.tensorflow.serving.ModelVersionStatus.State\x12/\n\x06status\x18\x03 \x01(\x0b\x32\x1f.tensorflow.serving.StatusProto\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"^\n\x16GetModelStatusResponse\x12\x44\n\x14model_version_status\x18\x01 \x03(\x0b\x32&.tensorflow.serving.ModelVersionStatus2\xd6\x01\n\x11PredictionService\x12R\n\x07Predict\x12\".tensorflow.serving.PredictRequest\x1a#.tensorflow.serving.PredictResponse\x12m\n\x10GetModelMetadata\x12+.tensorflow.serving.GetModelMetadataRequest\x1a,.tensorflow.serving.GetModelMetadataResponse2w\n\x0cModelService\x12g\n\x0eGetModelStatus\x12).tensorflow.serving.GetModelStatusRequest\x1a*.tensorflow.serving.GetModelStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealserve/wire/serving/api.proto\x12\x12tensorflow.serving\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a#sealserve/wire/serving/config.proto\x1a%sealserve/wire/tensorflow/graph.proto\x1a&sealserve/wire/tensorflow/tensor.proto\"\x8c\x01\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x07version\x18\x02 \x01(\x0b\x32\x1b.google.protobuf.Int64ValueH\x00\x12\x17\n\rversion_label\x18\x04 \x01(\tH\x00\x12\x16\n\x0esignature_name\x18\x03 \x01(\tB\x10\n\x0eversion_choice\"\xe2\x01\n\x0ePredictRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12>\n\x06inputs\x18\x02 \x03(\x0b\x32..tensorflow.serving.PredictRequest.InputsEntry\x12\x15\n\routput_filter\x18\x03 \x03(\t\x1a\x46\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.tensorflow.TensorProto:\x02\x38\x01\"\xd0\x01\n\x0fPredictResponse\x12\x41\n\x07outputs\x18\x01 \x03(\x0b\x32\x30.tensorflow.serving.PredictResponse.OutputsEntry\x12\x31\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x1aG\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.tensorflow.TensorProto:\x02\x38\x01\"\xae\x01\n\x0fSignatureDefMap\x12L\n\rsignature_def\x18\x01 \x03(\x0b\x32\x35.tensorflow.serving.SignatureDefMap.SignatureDefEntry\x1aM\n\x11SignatureDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.tensorflow.SignatureDef:\x02\x38\x01\"d\n\x17GetModelMetadataRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12\x16\n\x0emetadata_field\x18\x02 \x03(\t\"\xe2\x01\n\x18GetModelMetadataResponse\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12L\n\x08metadata\x18\x02 \x03(\x0b\x32:.tensorflow.serving.GetModelMetadataResponse.MetadataEntry\x1a\x45\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"8\n\x0bStatusProto\x12\x12\n\nerror_code\x18\x01 \x01(\x05\x12\x15\n\rerror_message\x18\x02 \x01(\t\"J\n\x15GetModelStatusRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\"\xe8\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12;\n\x05state\x18\x02 \x01(\x0e\x32,.tensorflow.serving.ModelVersionStatus.State\x12/\n\x06status\x18\x03 \x01(\x0b\x32\x1f.tensorflow.serving.StatusProto\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"^\n\x16GetModelStatusResponse\x12\x44\n\x14model_version_status\x18\x01 \x03(\x0b\x32&.tensorflow.serving.ModelVersionStatus\"\x1f\n\x0b\x45xampleList\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\";\n\x16\x45xampleListWithContext\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\"\x99\x01\n\x05Input\x12\x37\n\x0c\x65xample_list\x18\x01 \x01(\x0b\x32\x1f.tensorflow.serving.ExampleListH\x00\x12O\n\x19\x65xample_list_with_context\x18\x02 \x01(\x0b\x32*.tensorflow.serving.ExampleListWithContextH\x00\x42\x06\n\x04kind\"%\n\x05\x43lass\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"=\n\x0f\x43lassifications\x12*\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x19.tensorflow.serving.Class\"T\n\x14\x43lassificationResult\x12<\n\x0f\x63lassifications\x18\x01 \x03(\x0b\x32#.tensorflow.serving.Classifications\"t\n\x15\x43lassificationRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12(\n\x05input\x18\x02 \x01(\x0b\x32\x19.tensorflow.serving.Input\"\x85\x01\n\x16\x43lassificationResponse\x12\x38\n\x06result\x18\x01 \x01(\x0b\x32(.tensorflow.serving.ClassificationResult\x12\x31\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\"\x1b\n\nRegression\x12\r\n\x05value\x18\x01 \x01(\x02\"G\n\x10RegressionResult\x12\x33\n\x0bregressions\x18\x01 \x03(\x0b\x32\x1e.tensorflow.serving.Regression\"p\n\x11RegressionRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12(\n\x05input\x18\x02 \x01(\x0b\x32\x19.tensorflow.serving.Input\"}\n\x12RegressionResponse\x12\x34\n\x06result\x18\x01 \x01(\x0b\x32$.tensorflow.serving.RegressionResult\x12\x31\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\"W\n\rInferenceTask\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12\x13\n\x0bmethod_name\x18\x02 \x01(\t\"\xdc\x01\n\x0fInferenceResult\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12I\n\x15\x63lassification_result\x18\x02 \x01(\x0b\x32(.tensorflow.serving.ClassificationResultH\x00\x12\x41\n\x11regression_result\x18\x03 \x01(\x0b\x32$.tensorflow.serving.RegressionResultH\x00\x42\x08\n\x06result\"s\n\x15MultiInferenceRequest\x12\x30\n\x05tasks\x18\x01 \x03(\x0b\x32!.tensorflow.serving.InferenceTask\x12(\n\x05input\x18\x02 \x01(\x0b\x32\x19.tensorflow.serving.Input\"N\n\x16MultiInferenceResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.tensorflow.serving.InferenceResult\"b\n\x13ReloadConfigRequest\x12\x35\n\x06\x63onfig\x18\x01 \x01(\x0b\x32%.tensorflow.serving.ModelServerConfig\x12\x14\n\x0cmetric_names\x18\x02 \x03(\t\"H\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x14int64_value_increase\x18\x02 \x01(\x03H\x00\x42\x10\n\x0evalue_increase\"s\n\x14ReloadConfigResponse\x12/\n\x06status\x18\x01 \x01(\x0b\x32\x1f.tensorflow.serving.StatusProto\x12*\n\x06metric\x18\x02 \x03(\x0b\x32\x1a.tensorflow.serving.Metric\"\x87\x01\n\x0b\x43lassifyLog\x12:\n\x07request\x18\x01 \x01(\x0b\x32).tensorflow.serving.ClassificationRequest\x12<\n\x08response\x18\x02 \x01(\x0b\x32*.tensorflow.serving.ClassificationResponse\"~\n\nRegressLog\x12\x36\n\x07request\x18\x01 \x01(\x0b\x32%.tensorflow.serving.RegressionRequest\x12\x38\n\x08response\x18\x02 \x01(\x0b\x32&.tensorflow.serving.RegressionResponse\"x\n\nPredictLog\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".tensorflow.serving.PredictRequest\x12\x35\n\x08response\x18\x02 \x01(\x0b\x32#.tensorflow.serving.PredictResponse\"\x8d\x01\n\x11MultiInferenceLog\x12:\n\x07request\x18\x01 \x01(\x0b\x32).tensorflow.serving.MultiInferenceRequest\x12<\n\x08response\x18\x02 \x01(\x0b\x32*.tensorflow.serving.MultiInferenceResponse\"\xc3\x02\n\rPredictionLog\x12\x37\n\x0c\x63lassify_log\x18\x02 \x01(\x0b\x32\x1f.tensorflow.serving.ClassifyLogH\x00\x12\x35\n\x0bregress_log\x18\x03 \x01(\x0b\x32\x1e.tensorflow.serving.RegressLogH\x00\x12\x44\n\x13multi_inference_log\x18\x04 \x01(\x0b\x32%.tensorflow.serving.MultiInferenceLogH\x00\x12\x19\n\x0fsession_run_log\x18\x05 \x01(\x0cH\x00\x12\x35\n\x0bpredict_log\x18\x06 \x01(\x0b\x32\x1e.tensorflow.serving.PredictLogH\x00\x12\x1e\n\x14predict_streamed_log\x18\x07 \x01(\x0cH\x00\x42\n\n\x08log_type2\xfc\x03\n\x11PredictionService\x12\x61\n\x08\x43lassify\x12).tensorflow.serving.ClassificationRequest\x1a*.tensorflow.serving.ClassificationResponse\x12X\n\x07Regress\x12%.tensorflow.serving.RegressionRequest\x1a&.tensorflow.serving.RegressionResponse\x12R\n\x07Predict\x12\".tensorflow.serving.PredictRequest\x1a#.tensorflow.serving.PredictResponse\x12g\n\x0eMultiInference\x12).tensorflow.serving.MultiInferenceRequest\x1a*.tensorflow.serving.MultiInferenceResponse\x12m\n\x10GetModelMetadata\x12+.tensorflow.serving.GetModelMetadataRequest\x1a,.tensorflow.serving.GetModelMetadataResponse2\xe7\x01\n\x0cModelService\x12g\n\x0eGetModelStatus\x12).tensorflow.serving.GetModelStatusRequest\x1a*.tensorflow.serving.GetModelStatusResponse\x12n\n\x19HandleReloadConfigRequest\x12\'.tensorflow.serving.ReloadConfigRequest\x1a(.tensorflow.serving.ReloadConfigResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,38 +44,86 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_options = b'8\001'
   _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._loaded_options = None
   _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_MODELSPEC']._serialized_start=195
-  _globals['_MODELSPEC']._serialized_end=335
-  _globals['_PREDICTREQUEST']._serialized_start=338
-  _globals['_PREDICTREQUEST']._serialized_end=564
-  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_start=494
-  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_end=564
-  _globals['_PREDICTRESPONSE']._serialized_start=567
-  _globals['_PREDICTRESPONSE']._serialized_end=775
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=704
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=775
-  _globals['_SIGNATUREDEFMAP']._serialized_start=778
-  _globals['_SIGNATUREDEFMAP']._serialized_end=952
-  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_start=875
-  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_end=952
-  _globals['_GETMODELMETADATAREQUEST']._serialized_start=954
-  _globals['_GETMODELMETADATAREQUEST']._serialized_end=1054
-  _globals['_GETMODELMETADATARESPONSE']._serialized_start=1057
-  _globals['_GETMODELMETADATARESPONSE']._serialized_end=1283
-  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_start=1214
-  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_end=1283
-  _globals['_STATUSPROTO']._serialized_start=1285
-  _globals['_STATUSPROTO']._serialized_end=1341
-  _globals['_GETMODELSTATUSREQUEST']._serialized_start=1343
-  _globals['_GETMODELSTATUSREQUEST']._serialized_end=1417
-  _globals['_MODELVERSIONSTATUS']._serialized_start=1420
-  _globals['_MODELVERSIONSTATUS']._serialized_end=1652
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=1569
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=1652
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=1654
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=1748
-  _globals['_PREDICTIONSERVICE']._serialized_start=1751
-  _globals['_PREDICTIONSERVICE']._serialized_end=1965
-  _globals['_MODELSERVICE']._serialized_start=1967
-  _globals['_MODELSERVICE']._serialized_end=2086
+  _globals['_MODELSPEC']._serialized_start=232
+  _globals['_MODELSPEC']._serialized_end=372
+  _globals['_PREDICTREQUEST']._serialized_start=375
+  _globals['_PREDICTREQUEST']._serialized_end=601
+  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_start=531
+  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_end=601
+  _globals['_PREDICTRESPONSE']._serialized_start=604
+  _globals['_PREDICTRESPONSE']._serialized_end=812
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=741
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=812
+  _globals['_SIGNATUREDEFMAP']._serialized_start=815
+  _globals['_SIGNATUREDEFMAP']._serialized_end=989
+  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_start=912
+  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_end=989
+  _globals['_GETMODELMETADATAREQUEST']._serialized_start=991
+  _globals['_GETMODELMETADATAREQUEST']._serialized_end=1091
+  _globals['_GETMODELMETADATARESPONSE']._serialized_start=1094
+  _globals['_GETMODELMETADATARESPONSE']._serialized_end=1320
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_start=1251
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_end=1320
+  _globals['_STATUSPROTO']._serialized_start=1322
+  _globals['_STATUSPROTO']._serialized_end=1378
+  _globals['_GETMODELSTATUSREQUEST']._serialized_start=1380
+  _globals['_GETMODELSTATUSREQUEST']._serialized_end=1454
+  _globals['_MODELVERSIONSTATUS']._serialized_start=1457
+  _globals['_MODELVERSIONSTATUS']._serialized_end=1689
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=1606
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=1689
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=1691
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=1785
+  _globals['_EXAMPLELIST']._serialized_start=1787
+  _globals['_EXAMPLELIST']._serialized_end=1818
+  _globals['_EXAMPLELISTWITHCONTEXT']._serialized_start=1820
+  _globals['_EXAMPLELISTWITHCONTEXT']._serialized_end=1879
+  _globals['_INPUT']._serialized_start=1882
+  _globals['_INPUT']._serialized_end=2035
+  _globals['_CLASS']._serialized_start=2037
+  _globals['_CLASS']._serialized_end=2074
+  _globals['_CLASSIFICATIONS']._serialized_start=2076
+  _globals['_CLASSIFICATIONS']._serialized_end=2137
+  _globals['_CLASSIFICATIONRESULT']._serialized_start=2139
+  _globals['_CLASSIFICATIONRESULT']._serialized_end=2223
+  _globals['_CLASSIFICATIONREQUEST']._serialized_start=2225
+  _globals['_CLASSIFICATIONREQUEST']._serialized_end=2341
+  _globals['_CLASSIFICATIONRESPONSE']._serialized_start=2344
+  _globals['_CLASSIFICATIONRESPONSE']._serialized_end=2477
+  _globals['_REGRESSION']._serialized_start=2479
+  _globals['_REGRESSION']._serialized_end=2506
+  _globals['_REGRESSIONRESULT']._serialized_start=2508
+  _globals['_REGRESSIONRESULT']._serialized_end=2579
+  _globals['_REGRESSIONREQUEST']._serialized_start=2581
+  _globals['_REGRESSIONREQUEST']._serialized_end=2693
+  _globals['_REGRESSIONRESPONSE']._serialized_start=2695
+  _globals['_REGRESSIONRESPONSE']._serialized_end=2820
+  _globals['_INFERENCETASK']._serialized_start=2822
+  _globals['_INFERENCETASK']._serialized_end=2909
+  _globals['_INFERENCERESULT']._serialized_start=2912
+  _globals['_INFERENCERESULT']._serialized_end=3132
+  _globals['_MULTIINFERENCEREQUEST']._serialized_start=3134
+  _globals['_MULTIINFERENCEREQUEST']._serialized_end=3249
+  _globals['_MULTIINFERENCERESPONSE']._serialized_start=3251
+  _globals['_MULTIINFERENCERESPONSE']._serialized_end=3329
+  _globals['_RELOADCONFIGREQUEST']._serialized_start=3331
+  _globals['_RELOADCONFIGREQUEST']._serialized_end=3429
+  _globals['_METRIC']._serialized_start=3431
+  _globals['_METRIC']._serialized_end=3503
+  _globals['_RELOADCONFIGRESPONSE']._serialized_start=3505
+  _globals['_RELOADCONFIGRESPONSE']._serialized_end=3620
+  _globals['_CLASSIFYLOG']._serialized_start=3623
+  _globals['_CLASSIFYLOG']._serialized_end=3758
+  _globals['_REGRESSLOG']._serialized_start=3760
+  _globals['_REGRESSLOG']._serialized_end=3886
+  _globals['_PREDICTLOG']._serialized_start=3888
+  _globals['_PREDICTLOG']._serialized_end=4008
+  _globals['_MULTIINFERENCELOG']._serialized_start=4011
+  _globals['_MULTIINFERENCELOG']._serialized_end=4152
+  _globals['_PREDICTIONLOG']._serialized_start=4155
+  _globals['_PREDICTIONLOG']._serialized_end=4478
+  _globals['_PREDICTIONSERVICE']._serialized_start=4481
+  _globals['_PREDICTIONSERVICE']._serialized_end=4989
+  _globals['_MODELSERVICE']._serialized_start=4992
+  _globals['_MODELSERVICE']._serialized_end=5223
 # @@protoc_insertion_point(module_scope)

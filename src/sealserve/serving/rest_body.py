@@ -1,0 +1,65 @@
+"""A request's body: read up to a limit, within a time, and unpacked up to the same limit.
+
+Rules this module keeps:
+
+* Neither the bytes on the wire nor what they unpack to is read beyond the limit: a
+  gzip bomb costs what an honest request of the greatest size costs.
+* Only gzip is unpacked; a body that ends early, or has something behind it, is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+
+from starlette.requests import Request
+
+from sealserve.errors import InputError, Unavailable
+
+__all__ = ["read_body", "unzip"]
+
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+async def read_body(request: Request, limit: int, seconds: float) -> bytes:
+    """The body, unpacked.
+
+    Raises:
+        InputError: ``request.too_large`` or ``request.encoding``.
+        Unavailable: ``request.too_late``: the client is too slow.
+    """
+    encoding = request.headers.get("content-encoding", "identity").lower().strip()
+    if encoding not in ("identity", "gzip", "x-gzip"):
+        raise InputError("request.encoding", f"bodies of encoding {encoding!r} are not read")
+    try:
+        async with asyncio.timeout(seconds):
+            body = bytearray()
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise _too_large(limit)
+    except TimeoutError:
+        raise Unavailable("request.too_late", f"the body did not come within {seconds} s") from None
+    return bytes(body) if encoding == "identity" else unzip(bytes(body), limit)
+
+
+def unzip(packed: bytes, limit: int) -> bytes:
+    """Unpack gzip.
+
+    Raises:
+        InputError: ``request.too_large`` or ``request.encoding``.
+    """
+    machine = zlib.decompressobj(_GZIP)
+    try:
+        unpacked = machine.decompress(packed, limit + 1)
+    except zlib.error:
+        raise InputError("request.encoding", "Failed to uncompress the request body") from None
+    if len(unpacked) > limit:
+        raise _too_large(limit)
+    if not machine.eof or machine.unused_data:
+        raise InputError("request.encoding", "Failed to uncompress the request body")
+    return unpacked
+
+
+def _too_large(limit: int) -> InputError:
+    return InputError("request.too_large", f"the body is larger than {limit} bytes")

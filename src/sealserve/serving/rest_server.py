@@ -1,0 +1,133 @@
+"""The HTTP server below the REST API: uvicorn, who is at the other end, and limits of time.
+
+Rules this module keeps:
+
+* TLS 1.3 where there is TLS, with the identities of the gRPC port.
+* A connection that says nothing, or its headers too slowly, is closed; so is one that is
+  older than ``max_connection_age``, after its next answer.
+* The server runs in a thread of its own with its own event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sealserve.errors import InternalError, Unavailable
+from sealserve.serving.config import ServerConfig
+from sealserve.serving.tls import TlsSource
+
+__all__ = ["HttpServer"]
+
+_START_SECONDS = 30.0
+_SILENCE_SECONDS = 30.0
+
+
+class _Protocol(H11Protocol):
+    """Tells the application who is at the other end."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        self.app_state = {
+            **self.app_state,
+            "certificate": tls.getpeercert(binary_form=True) if tls else None,
+            "connected": time.monotonic(),
+        }
+        self._silence = self.loop.call_later(_SILENCE_SECONDS, self._close_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._silence.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_silent(self) -> None:
+        begun: object = self.cycle  # None until the first request's headers are complete
+        if begun is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class HttpServer:
+    """One listening socket and what answers on it.
+
+    Attributes:
+        port: the TCP port it listens on.
+    """
+
+    def __init__(
+        self, application: ASGIApp, config: ServerConfig, tls: TlsSource | None, *, keys: bool
+    ) -> None:
+        """Bind the port; nothing is served before `start`.
+
+        Args:
+            application: what answers.
+            config: where, and with which limits.
+            tls: under which identity.
+            keys: clients may show an API key instead of a certificate.
+
+        Raises:
+            Unavailable: ``serve.port_unavailable``.
+        """
+        self._socket = _bind(config.bind_address, config.rest_port or 0)
+        self.port: int = self._socket.getsockname()[1]
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                application,
+                http=_Protocol,
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                h11_max_incomplete_event_size=64 * 1024,
+                ssl_context_factory=(lambda *_: tls.ssl_context(optional=keys)) if tls else None,
+                timeout_graceful_shutdown=max(1, int(config.drain_seconds)),
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="rest", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to serve; returns when connections are accepted.
+
+        Raises:
+            InternalError: ``serve.rest_not_started``.
+        """
+        self._thread.start()
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise InternalError("serve.rest_not_started", "the REST server did not start")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Take no more connections, and let the requests under way finish."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join()
+        self._socket.close()
+
+
+def _bind(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+    except OSError as error:
+        listener.close()
+        raise Unavailable(
+            "serve.port_unavailable",
+            f"cannot listen for REST: {error.strerror}",
+            where=f"{address}:{port}",
+            hint="another program has the port, or the address is not of this machine",
+        ) from None
+    return listener
