@@ -18,24 +18,22 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from sqlalchemy import text
 
 from sealserve.broker.protocol import SERVICE
 from sealserve.broker.store import Store
-from sealserve.errors import Unavailable
+from sealserve.errors import InputError, Unavailable
 from sealserve.wire import private_pool
 
-__all__ = ["add_health", "add_reflection"]
+__all__ = ["HEALTH_METHOD", "Health", "add_reflection"]
+
+HEALTH_METHOD: Final = "/grpc.health.v1.Health/Check"
 
 _FRESH_SECONDS: Final = 1.0
 _REFLECTION_SECONDS: Final = 5.0
-
-
-def add_health(server: grpc.Server, store: Store) -> None:
-    """Offer ``grpc.health.v1.Health``."""
-    health_pb2_grpc.add_HealthServicer_to_server(_Health(store), server)
 
 
 def add_reflection(server: grpc.Server) -> None:
@@ -43,22 +41,36 @@ def add_reflection(server: grpc.Server) -> None:
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(), server)
 
 
-class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # has no types
+class Health:
+    """Answers ``grpc.health.v1.Health/Check``.
+
+    Args:
+        store: what has to be readable.
+    """
+
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._asked = -_FRESH_SECONDS
         self._serving = False
 
-    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
-        if request.service not in ("", SERVICE):
-            context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        states = health_pb2.HealthCheckResponse
-        return states(status=states.SERVING if self._now() else states.NOT_SERVING)
+    def check(self, raw: bytes) -> bytes | None:
+        """The answer to a ``HealthCheckRequest``; None for a service that is not here.
 
-    def Watch(self, request: Any, context: grpc.ServicerContext) -> None:  # noqa: N802
-        del request
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
+        Raises:
+            InputError: ``release.request_malformed``.
+        """
+        try:
+            request = health_pb2.HealthCheckRequest.FromString(raw)
+        except DecodeError:
+            raise InputError(
+                "release.request_malformed", "not a HealthCheckRequest message"
+            ) from None
+        if request.service not in ("", SERVICE):
+            return None
+        states = health_pb2.HealthCheckResponse
+        status = states.SERVING if self._now() else states.NOT_SERVING
+        return bytes(states(status=status).SerializeToString())
 
     def _now(self) -> bool:
         # While one looks, the others answer with what was seen last.

@@ -121,7 +121,7 @@ class Judge:
         self.observer = observer
         self._verifier = verifier
         self.collateral = collateral
-        self._limits = limits or limits_for(broker.config.limits, broker.store)
+        self._limits = limits_for(broker.config.limits, broker.store) if limits is None else limits
         self._log = log
         self._now = now
         self._policies: dict[str, tuple[str, Policy]] = {}

@@ -5,7 +5,8 @@ Rules this module keeps:
 * A handler parses, calls, and maps errors to statuses; it decides nothing. An
   answer's details are codes alone; a bug's text never leaves the process.
 * Everything is bounded: message size, threads, calls in flight, handshake time,
-  idle time. A call whose caller has gone is not worked on.
+  idle time, and how long a call takes to arrive (`broker.door`). A call whose caller
+  has gone is not worked on.
 * The TLS key comes from the store and goes to gRPC in memory.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -24,7 +25,8 @@ from google.protobuf.message import DecodeError, Message
 from structlog.typing import FilteringBoundLogger
 
 from sealserve.address import Address
-from sealserve.broker.introspection import add_health, add_reflection
+from sealserve.broker.door import CALLS, Door, DoorShut
+from sealserve.broker.introspection import HEALTH_METHOD, Health, add_reflection
 from sealserve.broker.judge import Decision, unavailable
 from sealserve.broker.protocol import (
     CHALLENGE_METHOD,
@@ -33,7 +35,6 @@ from sealserve.broker.protocol import (
     PUSHBACK_KEY,
     RELEASE_METHOD,
     RENEW_METHOD,
-    SERVICE,
 )
 from sealserve.broker.release import KeyRelease, ReleaseRequest
 from sealserve.broker.renewal import LeaseRenewal, RenewalRequest
@@ -45,8 +46,6 @@ __all__ = ["DRAIN_SECONDS", "BrokerServer"]
 DRAIN_SECONDS: Final = 10.0
 """How long calls in flight may take to finish when the server stops."""
 
-_THREADS: Final = 8
-_MAX_CALLS_IN_FLIGHT: Final = 128
 _OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -82,13 +81,12 @@ class BrokerServer:
         listen: Address,
         log: FilteringBoundLogger,
     ) -> None:
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="broker")
-        self._server = grpc.server(
-            self._pool, options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS_IN_FLIGHT
-        )
-        self._server.add_generic_rpc_handlers((_handlers(_Servicer(releases, renewals, log)),))
         broker = releases.judge.broker
-        add_health(self._server, broker.store)
+        self._door = Door()
+        self._pool = ThreadPoolExecutor(CALLS, thread_name_prefix="broker")
+        self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=CALLS)
+        servicer = _Servicer(releases, renewals, Health(broker.store), self._door, log)
+        self._server.add_generic_rpc_handlers(_handlers(servicer))
         add_reflection(self._server)
         certificate = broker.identity.certificate.encode()
         credentials = grpc.ssl_server_credentials([(broker.tls_private_key(), certificate)])
@@ -107,11 +105,13 @@ class BrokerServer:
 
     def start(self) -> None:
         """Answer calls from now on."""
+        self._door.start()
         self._server.start()
 
     def stop(self) -> None:
         """Refuse new calls, let those in flight finish, and return when all is still."""
         self._server.stop(DRAIN_SECONDS).wait()
+        self._door.stop()
         self._pool.shutdown()
 
 
@@ -125,13 +125,21 @@ class _No:
 
 
 _Method = Callable[[bytes, str], bytes | _No]
+_Call = Callable[[Iterator[bytes], grpc.ServicerContext], bytes]
 
 
 class _Servicer:
     def __init__(
-        self, releases: KeyRelease, renewals: LeaseRenewal, log: FilteringBoundLogger
+        self,
+        releases: KeyRelease,
+        renewals: LeaseRenewal,
+        health: Health,
+        door: Door,
+        log: FilteringBoundLogger,
     ) -> None:
         self._judge = releases.judge
+        self._health = health
+        self._door = door
         self._releases = releases
         self._renewals = renewals
         self._log = log
@@ -173,13 +181,25 @@ class _Servicer:
         )
         return _no(decision) if decision.answer is None else decision.answer
 
-    def guarded(self, method: _Method) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def health(self, raw: bytes, peer: str) -> bytes | _No:
+        del peer
+        state = self._health.check(raw)
+        return _No(grpc.StatusCode.NOT_FOUND, "unknown service") if state is None else state
+
+    def admitted(self, method: _Method) -> _Method:
+        """The method behind the rate limits."""
+
+        def limited(raw: bytes, peer: str) -> bytes | _No:
+            turned_away = self._judge.admit(peer)
+            return method(raw, peer) if turned_away is None else _no(turned_away)
+
+        return limited
+
+    def guarded(self, method: _Method) -> _Call:
         """The method as gRPC calls it, with every error turned into a status."""
 
-        def call(raw: bytes, context: grpc.ServicerContext) -> bytes:
-            if not context.is_active():
-                return b""  # the caller went away while this waited for a thread
-            answer = self._answered(method, raw, _host_of(context.peer()))
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            answer = self._answered(method, messages, context)
             if isinstance(answer, _No):
                 if answer.retry_seconds:
                     wait = str(math.ceil(answer.retry_seconds * 1000))
@@ -189,10 +209,19 @@ class _Servicer:
 
         return call
 
-    def _answered(self, method: _Method, raw: bytes, peer: str) -> bytes | _No:
+    def _answered(
+        self, method: _Method, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> bytes | _No:
+        peer = _host_of(context.peer())
         try:
-            turned_away = self._judge.admit(peer)
-            return method(raw, peer) if turned_away is None else _no(turned_away)
+            with self._door.entered(peer):
+                raw = self._door.receive(messages, context)
+                with self._door.working():
+                    if raw is None or not context.is_active():
+                        return b""  # the caller went away, or never said what it wants
+                    return method(raw, peer)
+        except DoorShut as shut:
+            return _no(Decision(None, shut.error, retry_seconds=shut.retry_seconds))
         except SealserveError as error:
             self._log.warning("call refused", peer=peer, **error.to_dict())
             if not isinstance(error, InputError) and not error.code.startswith("release."):
@@ -203,20 +232,23 @@ class _Servicer:
             return _No(grpc.StatusCode.INTERNAL, "internal.unexpected")
 
 
-def _handlers(servicer: _Servicer) -> grpc.GenericRpcHandler[bytes, bytes]:
+def _handlers(servicer: _Servicer) -> tuple[grpc.GenericRpcHandler[bytes, bytes], ...]:
     methods = {
-        CHALLENGE_METHOD: servicer.challenge,
-        RELEASE_METHOD: servicer.release,
-        RENEW_METHOD: servicer.renew,
+        CHALLENGE_METHOD: servicer.admitted(servicer.challenge),
+        RELEASE_METHOD: servicer.admitted(servicer.release),
+        RENEW_METHOD: servicer.admitted(servicer.renew),
+        # A balancer asks often, and must hear that the database is away.
+        HEALTH_METHOD: servicer.health,
     }
-    # Without serializers: bytes in, bytes out, so that a message that does not
-    # parse is our error and not gRPC's traceback.
-    return grpc.method_handlers_generic_handler(
-        SERVICE,
-        {
-            path.rpartition("/")[2]: grpc.unary_unary_rpc_method_handler(servicer.guarded(method))
-            for path, method in methods.items()
-        },
+    # As streams of one message, which look the same on the wire: the door sees a call
+    # that has not arrived. Without serializers: a message that does not parse is our
+    # error and not gRPC's traceback.
+    return tuple(
+        grpc.method_handlers_generic_handler(
+            path.split("/")[1],
+            {path.split("/")[2]: grpc.stream_unary_rpc_method_handler(servicer.guarded(method))},
+        )
+        for path, method in methods.items()
     )
 
 
