@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from tests.broker.admin import NAME, ROOT, Person, policy, put_request
 from tests.broker.conftest import World
 from tests.broker.wire import Relay, Wire
 from tests.conftest import ROOT as REPOSITORY
+from tests.soak import times
 
 
 @dataclass
@@ -187,6 +189,22 @@ def test_who_is_added_gets_in_and_who_is_removed_is_out_on_an_open_connection(
     last = port.lines()[-1]
     assert (last["event"], last["code"]) == ("admin.refused", "admin.principal_unknown")
     assert last["principal"].startswith("key ")
+
+
+def test_a_certificate_that_ends_meanwhile_is_out_on_an_open_connection(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=2)
+
+    with port.client(port.alice) as alice:
+        alice.perform(v1_pb2.PrincipalListRequest())
+        monkeypatch.setattr("sealserve.broker.admin_service.datetime", Later)
+        code = refusal(lambda: alice.perform(v1_pb2.PrincipalListRequest()))
+    assert code == "admin.certificate_expired"
+    assert port.lines()[-1]["code"] == code
 
 
 def test_a_broker_without_principals_lets_nobody_in(broker: Broker, tmp_path: Path) -> None:
@@ -341,7 +359,7 @@ def test_a_bug_tells_nothing_but_that_it_is_one(
 
 
 _FUZZ = settings(
-    max_examples=150,
+    max_examples=times(20_000, 150),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -33,6 +33,7 @@ from tests.broker.admin import (
     with_two_person,
 )  # fmt: skip
 from tests.broker.conftest import BOTH_STORES
+from tests.soak import times
 
 
 @pytest.fixture
@@ -240,6 +241,32 @@ def test_a_principal_is_known_once(staffed: Broker, tmp_path: Path) -> None:
     assert refusal(lambda: other_name.add_to(staffed, "auditor")) == "principal.key_known"
 
 
+def test_a_principal_gets_another_key_under_his_name(staffed: Broker, tmp_path: Path) -> None:
+    two = Administration(with_two_person(staffed, "destroy"))
+
+    def replace_key(name: str, role: str) -> v1_pb2.PrincipalAddRequest:
+        certificate = make_identity(name, days=1).certificate_pem.decode()
+        return v1_pb2.PrincipalAddRequest(
+            name=name, role=role, certificate=certificate, replace=True
+        )
+
+    assert refusal(lambda: two.perform(BOB, replace_key("nobody", "auditor"))) == (
+        "principal.unknown"
+    )
+    assert "proposal" not in two.perform(BOB, replace_key("eve", "auditor"))
+    assert "proposal" in two.perform(BOB, replace_key("eve", "admin"))
+    assert "proposal" in two.perform(BOB, replace_key("alice", "auditor"))
+    proposal = two.perform(BOB, replace_key("bob", "admin"))["proposal"]
+    done = two.perform(ALICE, v1_pb2.ProposalApproveRequest(id=proposal["id"]))
+    (bob,) = [
+        each
+        for each in two.perform(EVE, v1_pb2.PrincipalListRequest())["principals"]
+        if each["name"] == "bob"
+    ]
+    assert bob["spki_sha256"] == done["spki_sha256"]
+    assert lines(staffed, "principal.replace")[-1]["approver"] == "alice"
+
+
 # --- two people -----------------------------------------------------------------------
 
 
@@ -396,7 +423,7 @@ def test_of_two_approvals_at_once_one_wins(staffed: Broker, tmp_path: Path) -> N
     """Each on its own connections, as on two replicas."""
     Person.make("carol", tmp_path).add_to(staffed, "admin")
     carol = Caller("carol", "admin")
-    for _ in range(5):
+    for _ in range(times(200, 4)):
         two = with_two_person(staffed, "loosen")
         proposal = Administration(two).perform(ALICE, put_request(two, policy=policy("r0", "r1")))
         other = Store.open(staffed.config.store, staffed.root)

@@ -281,43 +281,57 @@ def policy_changes(before: bytes, after: bytes) -> tuple[Change, ...] | None:
 
 def add_principal_needs(act: Act, request: v1_pb2.PrincipalAddRequest) -> Agreement | None:
     """Whoever could add an administrator alone could approve his own proposals."""
-    admins = _admins(act.session)
-    if request.role != "admin" or not admins:
+    name = principal_name(request.name)
+    there = act.session.get(PrincipalRow, name, with_for_update=True)
+    was_admin = there is not None and there.role == "admin"
+    if not _admins(act.session) or (request.role != "admin" and not was_admin):
         return None
-    told = f"adds the administrator {principal_name(request.name)}, key {_key_of(request)}"
-    return Agreement("principals", (told,), "")
+    verb = "replaces" if there is not None else "adds"
+    told = f"{verb} the principal {name}: {read_role(request.role)}, key {_key_of(request)}"
+    return Agreement("principals", (told,), there.spki_sha256 if there is not None else "")
 
 
 def add_principal(
     act: Act, request: v1_pb2.PrincipalAddRequest, prepared: object
 ) -> dict[str, Any]:
-    """Let a person administer or look."""
+    """Let a person administer or look; or give one who may already another key."""
     del prepared
     name, role = principal_name(request.name), read_role(request.role)
     key = _key_of(request)
     known = act.session.scalars(select(PrincipalRow).with_for_update()).all()
-    if len(known) >= _MAX_PRINCIPALS:
+    there = next((row for row in known if row.name == name), None)
+    _require_room(known, there, key, request)
+    if there is None:
+        there = PrincipalRow(name=name)
+        act.session.add(there)
+    there.role = role
+    there.certificate = request.certificate
+    there.spki_sha256 = key
+    there.added = act.now.isoformat(timespec="seconds")
+    event = "principal.replace" if request.replace else "principal.add"
+    act.record(event, subject=name, role=role, spki_sha256=key)
+    return {"name": name, "role": role, "spki_sha256": key}
+
+
+def _require_room(
+    known: Sequence[PrincipalRow],
+    there: PrincipalRow | None,
+    key: str,
+    request: v1_pb2.PrincipalAddRequest,
+) -> None:
+    if there is not None and not request.replace:
+        raise Refused(
+            "principal.exists",
+            f"there is a principal {there.name!r} already",
+            hint="give --replace for another key or role, or take another name",
+        )
+    if there is None and request.replace:
+        raise _no_principal(request.name)
+    if there is None and len(known) >= _MAX_PRINCIPALS:
         raise Refused("principal.too_many", f"there are {len(known)} principals already")
     for other in known:
-        if other.name == name:
-            raise Refused(
-                "principal.exists",
-                f"there is a principal {name!r} already",
-                hint="remove it first, or take another name",
-            )
-        if other.spki_sha256 == key:
+        if other is not there and other.spki_sha256 == key:
             raise Refused("principal.key_known", f"this key is {other.name!r}'s already")
-    act.session.add(
-        PrincipalRow(
-            name=name,
-            role=role,
-            certificate=request.certificate,
-            spki_sha256=key,
-            added=act.now.isoformat(timespec="seconds"),
-        )
-    )
-    act.record("principal.add", subject=name, role=role, spki_sha256=key)
-    return {"name": name, "role": role, "spki_sha256": key}
 
 
 def remove_principal_needs(act: Act, request: v1_pb2.PrincipalRemoveRequest) -> Agreement | None:
@@ -352,12 +366,16 @@ def _admins(session: Session) -> int:
 def _principal(session: Session, name: str) -> PrincipalRow:
     row = session.get(PrincipalRow, principal_name(name), with_for_update=True)
     if row is None:
-        raise Refused(
-            "principal.unknown",
-            f"there is no principal {name!r}",
-            hint="`sealserve broker principal list` shows them",
-        )
+        raise _no_principal(name)
     return row
+
+
+def _no_principal(name: str) -> Refused:
+    return Refused(
+        "principal.unknown",
+        f"there is no principal {name!r}",
+        hint="`sealserve broker principal list` shows them",
+    )
 
 
 def _version(session: Session, secret: str, version: int) -> SecretRow:

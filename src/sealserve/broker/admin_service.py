@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import grpc
@@ -56,6 +56,7 @@ _OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.max_concurrent_streams", 64),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", 3_600_000),
     ("grpc.so_reuseport", 0),
 ]
 _STATUS: Final[dict[type[SealserveError], grpc.StatusCode]] = {
@@ -194,7 +195,13 @@ class _Servicer:
     def _answer(
         self, method: str, kind: type[Message], raw: bytes, context: grpc.ServicerContext
     ) -> bytes:
-        caller = self._administration.caller(_key_of(context), _host_of(context.peer()))
+        certificate = _certificate_of(context)
+        peer = _host_of(context.peer())
+        caller = self._administration.caller(spki_sha256(certificate), peer)
+        ended = _ended(certificate)
+        if ended is not None:
+            self._administration.refused(caller, method, ended)
+            raise ended
         request = self._parsed(method, kind, raw, caller)
         result = self._administration.perform(caller, request)
         answer = v1_pb2.Result(json=json.dumps(result)).SerializeToString()
@@ -217,13 +224,25 @@ class _Servicer:
         return request
 
 
-def _key_of(context: grpc.ServicerContext) -> str:
+def _certificate_of(context: grpc.ServicerContext) -> x509.Certificate:
     try:
         context_of_tls: Mapping[str, Any] = context.auth_context()
         (pem,) = context_of_tls["x509_pem_cert"]
-        return spki_sha256(x509.load_pem_x509_certificate(pem))
+        return x509.load_pem_x509_certificate(pem)
     except (KeyError, *UNREADABLE):
         raise Refused("admin.principal_unknown", "the connection shows no certificate") from None
+
+
+def _ended(certificate: x509.Certificate) -> Refused | None:
+    """Why this certificate is good no more; a connection may live longer than it."""
+    ends = certificate.not_valid_after_utc
+    if datetime.now(UTC) < ends:
+        return None
+    return Refused(
+        "admin.certificate_expired",
+        f"your certificate ended {ends:%Y-%m-%d}",
+        hint="make one by `broker admin-identity`, and have it added by `principal add --replace`",
+    )
 
 
 def _host_of(peer: str) -> str:

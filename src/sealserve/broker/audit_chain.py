@@ -106,10 +106,12 @@ def next_end(line: str, end: ChainHead) -> ChainHead:
 
 def describe(entry: Mapping[str, Any]) -> str:
     """One line of the log, parsed, as text for people."""
-    subject = entry.get("resource") or entry.get("subject") or "(no resource)"
-    head = f"{entry['time']}  {entry['event']}  {entry.get('verdict', '')}  {subject}"
+    subject = entry.get("resource") or entry.get("subject") or entry.get("lease") or ""
+    what = entry.get("verdict") or entry.get("action") or ""
+    head = f"{entry['time']}  {entry['event']}  {what}  {subject}"
     simulated = "  SIMULATION" if "SIMULATION" in entry.get("anchor", "") else ""
     by = f"  by {entry['principal']}" if "principal" in entry else ""
+    by += f", approved by {entry['approver']}" if "approver" in entry else ""
     origin = f"  from {entry['peer']}" if "peer" in entry else ""
     details = []
     for reason in entry.get("reasons", ()):

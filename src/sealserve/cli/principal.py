@@ -36,6 +36,9 @@ def add(
     role: Annotated[
         str, typer.Option(help="admin (acts) or auditor (only looks).", metavar="ROLE")
     ] = "auditor",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="NAME is there already, and gets this key and role.")
+    ] = False,
     broker: BrokerOption = None,
     admin: AdminOption = None,
     identity: IdentityOption = None,
@@ -61,7 +64,9 @@ def add(
     principal_name(name)
     read_role(role)
     read_certificate(pem)
-    request = v1_pb2.PrincipalAddRequest(name=name, role=role, certificate=pem.decode())
+    request = v1_pb2.PrincipalAddRequest(
+        name=name, role=role, certificate=pem.decode(), replace=replace
+    )
     with administration(broker, admin, identity, broker_identity) as perform:
         result = perform(request)
     finish(

@@ -133,14 +133,16 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class PrincipalAddRequest(_message.Message):
-    __slots__ = ("name", "role", "certificate")
+    __slots__ = ("name", "role", "certificate", "replace")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: str
     certificate: str
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., certificate: _Optional[str] = ...) -> None: ...
+    replace: bool
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., certificate: _Optional[str] = ..., replace: _Optional[bool] = ...) -> None: ...
 
 class PrincipalListRequest(_message.Message):
     __slots__ = ()
