@@ -26,6 +26,7 @@ from sealserve.attestation.ratls import check_certificate
 from sealserve.attestation.reference.documents import read_qe_identity, read_tcb_info
 from sealserve.attestation.reference.pck import SGX_EXTENSION, read_platform
 from sealserve.attestation.verified import differences
+from sealserve.broker import config as broker_config
 from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.simulator.der import PckExtension
 from sealserve.simulator.pccs import answer
@@ -223,6 +224,25 @@ def _policy(data: bytes) -> None:
     _promised(not diff(found, found))
 
 
+def _broker_config(data: bytes) -> None:
+    found = broker_config.parse(data)
+    _promised(broker_config.parse(broker_config.render(found)) == found)
+    _promised(found.store.location.password is None)
+
+
+def _broker_config_seeds() -> list[bytes]:
+    urls = (
+        "sqlite:///broker.db",
+        "postgresql://user@db.example.com:5432/broker?sslmode=verify-full",
+        "postgresql:///broker?host=/run/postgresql",
+    )
+    chosen = [broker_config.with_store(url, where="seed") for url in urls]
+    return [
+        *(f"store: {{url: '{url}'}}".encode() for url in urls),
+        *map(broker_config.render, chosen),
+    ]
+
+
 def _policy_seeds() -> list[bytes]:
     small = policy_file.from_report(report_of(), label="x", events=("sealed",))
     large = replace(
@@ -368,6 +388,7 @@ TARGETS: dict[str, Target] = {
     "pccs-answer": Target(_pccs_answer, _pccs_seeds),
     "crl": Target(_crl, _crl_seeds),
     "policy": Target(_policy, _policy_seeds),
+    "broker-config": Target(_broker_config, _broker_config_seeds, 8192),
     "cbor": Target(_cbor, lambda: [cbor.encode({"a": [b"x", 1], 2: cbor.Tag(60000, "t")})], 1024),
     "runtime-log": Target(
         _runtime_log,

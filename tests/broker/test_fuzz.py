@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sealserve.attestation.sealing import generate_key
-from sealserve.broker.protocol import CHALLENGE_METHOD, RELEASE_METHOD
+from sealserve.broker.introspection import HEALTH_METHOD
+from sealserve.broker.protocol import CHALLENGE_METHOD, RELEASE_METHOD, RENEW_METHOD
 from sealserve.broker.release import ReleaseRequest
+from sealserve.broker.renewal import LeaseRenewal, RenewalRequest
 from sealserve.errors import InputError, Refused
 from sealserve.wire.broker import v1_pb2
 from tests.broker.conftest import BOOT_ID, RESOURCE, World
@@ -31,15 +33,18 @@ def wire(world: World) -> Iterator[Wire]:
 
 
 @_RELAXED
-@given(st.sampled_from([CHALLENGE_METHOD, RELEASE_METHOD]), st.binary(max_size=300))
+@given(
+    st.sampled_from([CHALLENGE_METHOD, RELEASE_METHOD, RENEW_METHOD, HEALTH_METHOD]),
+    st.binary(max_size=300),
+)
 def test_any_bytes_on_the_wire(world: World, wire: Wire, method: str, raw: bytes) -> None:
     answer = wire.call(method, raw)
-    assert answer.status in ("INVALID_ARGUMENT", "PERMISSION_DENIED", "OK")
+    assert answer.status in ("INVALID_ARGUMENT", "PERMISSION_DENIED", "OK", "NOT_FOUND")
     if answer.status == "OK":
-        assert method == CHALLENGE_METHOD
-        assert v1_pb2.ChallengeRequest.FromString(raw).resource
+        assert method in (CHALLENGE_METHOD, HEALTH_METHOD)
+        assert method == HEALTH_METHOD or v1_pb2.ChallengeRequest.FromString(raw).resource
     else:
-        assert answer.details.split(".")[0] in ("release", "resource")
+        assert answer.details.split(".")[0] in ("release", "resource", "lease", "unknown service")
 
 
 _FIELDS = st.fixed_dictionaries(
@@ -60,6 +65,29 @@ def test_any_fields_of_a_request(world: World, fields: dict[str, Any]) -> None:
         fields["nonce"] = world.decide.challenge(RESOURCE, "peer")
     before = world.broker.audit.length()
     decision = world.decide.release(ReleaseRequest(peer="peer", **fields))
+    assert decision.answer is None
+    assert isinstance(decision.error, (InputError, Refused))
+    assert world.broker.audit.length() == before + 1
+
+
+_RENEWAL = st.fixed_dictionaries(
+    {
+        "lease_id": st.one_of(st.just("0" * 32), st.text(max_size=40)),
+        "resource": st.one_of(st.just(RESOURCE), st.text(max_size=40)),
+        "nonce": st.one_of(st.just("fresh"), st.binary(max_size=40), st.just(bytes(32))),
+        "boot_id": st.one_of(st.just(BOOT_ID), st.binary(max_size=20)),
+        "quote": st.binary(max_size=2000),
+    }
+)
+
+
+@_RELAXED
+@given(_RENEWAL)
+def test_any_fields_of_a_renewal(world: World, fields: dict[str, Any]) -> None:
+    if fields["nonce"] == "fresh":
+        fields["nonce"] = world.decide.challenge(RESOURCE, "peer")
+    before = world.broker.audit.length()
+    decision = LeaseRenewal(world.judge).renew(RenewalRequest(peer="peer", **fields))
     assert decision.answer is None
     assert isinstance(decision.error, (InputError, Refused))
     assert world.broker.audit.length() == before + 1

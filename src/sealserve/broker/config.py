@@ -54,6 +54,14 @@ CONFIG_FILE: Final = "broker.yaml"
 _MAX_BYTES: Final = 64 * 1024
 _MAX_NODES: Final = 1024
 _WIDTH: Final = 98
+# Others could lead to another server than the URL names (hostaddr, service), or undo
+# what the broker sets (options).
+_PARAMETERS: Final = frozenset(
+    (
+        "host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile",
+        "target_session_attrs",
+    )
+)  # fmt: skip
 _VERIFIED: Final = ("verify-ca", "verify-full")
 
 TwoPerson = Literal["destroy", "loosen"]
@@ -494,6 +502,11 @@ def _check_sqlite(url: sqlalchemy.URL) -> None:
 def _check_postgresql(url: sqlalchemy.URL) -> None:
     if url.password is not None or {"password", "sslpassword"} & set(url.query):
         raise ValueError(_PASSWORD)
+    unknown = sorted(set(url.query) - _PARAMETERS)
+    if unknown:
+        raise ValueError(
+            f"has the parameter {unknown[0]!r}; allowed: {', '.join(sorted(_PARAMETERS))}"
+        )
     if not url.database:
         raise ValueError("must name a database")
     if url.query.get("sslmode") in _VERIFIED:
