@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -336,6 +338,46 @@ def test_a_request_beyond_the_limit_is_refused(port: Port) -> None:
         f"/{SERVICE}/PolicySet", request.SerializeToString(),
     )  # fmt: skip
     assert status == "RESOURCE_EXHAUSTED"
+
+
+def test_an_auditors_calls_that_never_arrive_do_not_stop_an_admin(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sealserve.broker.door._ARRIVAL_SECONDS", 3600.0)
+    never = threading.Event()
+
+    def silence() -> Iterator[bytes]:
+        never.wait(60)
+        yield from ()
+
+    credentials = grpc.ssl_channel_credentials(
+        port.broker.identity.certificate.encode(),
+        port.eve.identity.key_pem,
+        port.eve.identity.certificate_pem,
+    )
+    options = [("grpc.ssl_target_name_override", SERVER_NAME), ("grpc.enable_retries", 0)]
+    with (
+        grpc.secure_channel(str(port.server.address), credentials, options=options) as channel,
+        port.client(port.alice) as alice,
+        port.client(port.eve) as eve,
+    ):
+        begun = [
+            channel.stream_unary(f"/{SERVICE}/Status").future(silence(), timeout=60)
+            for _ in range(30)
+        ]
+        codes = set()
+        for _ in range(400):  # until sixteen of hers have reached the broker
+            try:
+                eve.perform(v1_pb2.LeaseListRequest())
+            except Unavailable as error:
+                codes.add(error.code)
+                break
+            time.sleep(0.02)
+        assert codes == {"admin.too_many_calls"}
+        assert alice.perform(v1_pb2.LeaseListRequest()) == {"leases": []}
+        never.set()
+        for call in begun:
+            call.cancel()
 
 
 def test_an_answer_beyond_the_limit_is_said_so(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_calls_that_never_arrive_are_ended(world: World, monkeypatch: pytest.Mon
 def test_one_address_has_only_a_part_of_the_calls(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sealserve.broker.door._PER_PEER", 3)
+    monkeypatch.setattr(world.server._door, "_per_peer", 3)
     raw = v1_pb2.ChallengeRequest(resource=RESOURCE).SerializeToString()
     with Wire(world) as wire:
         with begun([wire], 3):

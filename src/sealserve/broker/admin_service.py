@@ -7,13 +7,14 @@ Rules this module keeps:
   once. There is no certificate authority.
 * The guests' service is not here, and this one is not on the guests' port.
 * A handler parses, calls, and maps errors to statuses; it decides nothing.
-* Everything is bounded: messages, threads, calls in flight, handshakes, idle time.
+* Everything is bounded: messages, threads, handshakes, idle time, each principal's calls,
+  and how long a call takes to arrive (`broker.door`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -36,6 +37,7 @@ from sealserve.broker.admin_protocol import (
 )
 from sealserve.broker.administration import Administration
 from sealserve.broker.directory import Broker
+from sealserve.broker.door import Door, DoorShut
 from sealserve.broker.principals import Caller, spki_sha256
 from sealserve.broker.tables import PrincipalRow
 from sealserve.certificates import UNREADABLE, client_certificate
@@ -45,8 +47,9 @@ from sealserve.wire.broker.admin import v1_pb2
 
 __all__ = ["AdminServer"]
 
-_THREADS: Final = 4
-_MAX_CALLS_IN_FLIGHT: Final = 16
+_CALLS: Final = 64
+_PER_PRINCIPAL: Final = 16
+_WORKERS: Final = 4
 _STOP_SECONDS: Final = 10.0
 _OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -80,11 +83,10 @@ class AdminServer:
     """
 
     def __init__(self, broker: Broker, listen: Address, log: Log) -> None:
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="admin")
-        self._server = grpc.server(
-            self._pool, options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS_IN_FLIGHT
-        )
-        servicer = _Servicer(Administration(broker), log)
+        self._door = Door(per_peer=_PER_PRINCIPAL, workers=_WORKERS)
+        self._pool = ThreadPoolExecutor(_CALLS, thread_name_prefix="admin")
+        self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=_CALLS)
+        servicer = _Servicer(Administration(broker), self._door, log)
         self._server.add_generic_rpc_handlers((servicer.handlers(),))
         known = _Principals(broker, log)
         credentials = grpc.dynamic_ssl_server_credentials(
@@ -105,11 +107,13 @@ class AdminServer:
 
     def start(self) -> None:
         """Answer calls from now on."""
+        self._door.start()
         self._server.start()
 
     def stop(self) -> None:
         """Refuse new calls, let those in flight finish, and return when all is still."""
         self._server.stop(_STOP_SECONDS).wait()
+        self._door.stop()
         self._pool.shutdown()
 
 
@@ -154,31 +158,31 @@ def _certificate_of_nobody() -> bytes:
     return client_certificate(key, "nobody", timedelta(days=1)).public_bytes(Encoding.PEM)
 
 
-_Handler = Callable[[bytes, grpc.ServicerContext], bytes]
+_Handler = Callable[[Iterator[bytes], grpc.ServicerContext], bytes]
 
 
 class _Servicer:
-    def __init__(self, administration: Administration, log: Log) -> None:
+    def __init__(self, administration: Administration, door: Door, log: Log) -> None:
         self._administration = administration
+        self._door = door
         self._log = log
 
     def handlers(self) -> grpc.GenericRpcHandler[bytes, bytes]:
-        # Without serializers: bytes in, bytes out, so that a message that does not
-        # parse is our error and not gRPC's traceback.
+        # As streams of one message, which look the same on the wire: the door sees a call
+        # that has not arrived. Without serializers: a message that does not parse is our
+        # error and not gRPC's traceback.
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                method: grpc.unary_unary_rpc_method_handler(self._handler(method, kind))
+                method: grpc.stream_unary_rpc_method_handler(self._handler(method, kind))
                 for method, kind in METHODS.items()
             },
         )
 
     def _handler(self, method: str, kind: type[Message]) -> _Handler:
-        def call(raw: bytes, context: grpc.ServicerContext) -> bytes:
-            if not context.is_active():
-                return b""  # the caller went away while this waited for a thread
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             try:
-                return self._answer(method, kind, raw, context)
+                return self._admitted(method, kind, messages, context)
             except SealserveError as error:
                 self._log.warning("administration refused", method=method, code=error.code)
                 told = error
@@ -192,11 +196,32 @@ class _Servicer:
 
         return call
 
-    def _answer(
-        self, method: str, kind: type[Message], raw: bytes, context: grpc.ServicerContext
+    def _admitted(
+        self,
+        method: str,
+        kind: type[Message],
+        messages: Iterator[bytes],
+        context: grpc.ServicerContext,
     ) -> bytes:
         certificate = _certificate_of(context)
-        peer = _host_of(context.peer())
+        try:
+            with self._door.entered(spki_sha256(certificate)):
+                raw = self._door.receive(messages, context)
+                with self._door.working():
+                    if raw is None or not context.is_active():
+                        return b""  # the caller went away, or never said what it wants
+                    peer = _host_of(context.peer())
+                    return self._answer(method, kind, raw, certificate, peer)
+        except DoorShut:
+            raise Unavailable(
+                "admin.too_many_calls",
+                f"more than {_PER_PRINCIPAL} calls of yours are open",
+                hint="wait for their answers",
+            ) from None
+
+    def _answer(
+        self, method: str, kind: type[Message], raw: bytes, certificate: x509.Certificate, peer: str
+    ) -> bytes:
         caller = self._administration.caller(spki_sha256(certificate), peer)
         ended = _ended(certificate)
         if ended is not None:

@@ -45,13 +45,19 @@ class DoorShut(Exception):
 
 
 class Door:
-    """What every call on the guest port passes."""
+    """What every call on a port passes.
 
-    def __init__(self) -> None:
+    Args:
+        per_peer: how many calls one peer may have open.
+        workers: how many calls are worked on at a time.
+    """
+
+    def __init__(self, *, per_peer: int = _PER_PEER, workers: int = _WORKERS) -> None:
+        self._per_peer = per_peer
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
         self._arriving: dict[int, tuple[float, grpc.ServicerContext]] = {}
-        self._workers = threading.BoundedSemaphore(_WORKERS)
+        self._workers = threading.BoundedSemaphore(workers)
         self._closed = threading.Event()
         self._reaper = threading.Thread(target=self._reap, name="door", daemon=True)
 
@@ -71,7 +77,7 @@ class Door:
             DoorShut: the peer has too many.
         """
         with self._lock:
-            if self._open[peer] >= _PER_PEER:
+            if self._open[peer] >= self._per_peer:
                 raise DoorShut
             self._open[peer] += 1
         try:
