@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 from google.protobuf.message import Message
 
 from sealserve.broker.administration import OPERATIONS, Administration, Look, Operation
+from sealserve.broker.config import AdminConfig, BrokerConfig, render
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker, create
 from sealserve.broker.principals import Caller, make_identity, person_of
@@ -471,3 +474,35 @@ def test_a_bug_leaves_a_line_and_changes_nothing(
     last = lines(staffed)[-1]
     assert (last["event"], last["code"]) == ("admin.refused", "internal.unexpected")
     assert "PLANTED" not in json.dumps(last)
+
+
+def test_kill_9_at_any_step_of_an_approval_leaves_all_of_it_or_nothing(
+    staffed: Broker, tmp_path: Path
+) -> None:
+    """Every step under `make soak`; a few drawn ones, the last among them, otherwise."""
+    two = with_two_person(staffed, "destroy")
+    proposal = Administration(two).perform(ROOT, destroy())["proposal"]["id"]
+    chosen = BrokerConfig(admin=AdminConfig(two_person=("destroy",)))
+    (staffed.root / "broker.yaml").write_bytes(render(chosen))
+    staffed.store.close()
+    command = [sys.executable, "-m", "tests.broker.crashing_act", staffed.root, proposal]
+    done = subprocess.run([*command, tmp_path, str(times(0, 12))], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    result = json.loads(done.stdout)
+    assert result["total"] > 100  # it saw the driver and the broker's own calls
+    nothing = {"states": ["live"], "proposal": "open", "lines": [False, False]}
+    everything = {"states": ["destroyed"], "proposal": "done", "lines": [True, True]}
+    outcomes = [{k: v for k, v in each.items() if k != "step"} for each in result["tries"]]
+    assert all(each in (nothing, everything) for each in outcomes), result["tries"]
+    assert outcomes[0] == nothing
+    assert outcomes[-1] == everything  # the last step is after the commit
+
+
+def test_no_secret_is_in_the_database_not_even_while_its_put_waits(staffed: Broker) -> None:
+    admin = Administration(with_two_person(staffed, "loosen"))
+    proposal = admin.perform(ALICE, put_request(staffed, policy=policy("r0", "r1")))["proposal"]
+    waiting = b"".join(path.read_bytes() for path in staffed.root.glob("broker.db*"))
+    admin.perform(BOB, v1_pb2.ProposalApproveRequest(id=proposal["id"]))
+    stored = b"".join(path.read_bytes() for path in staffed.root.glob("broker.db*"))
+    assert staffed.store.secret(NAME, 2, staffed.kek) == SECRET
+    assert b"PLANTED" not in waiting + stored
