@@ -21,7 +21,7 @@ from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.challenges import ChallengeTable
 from sealserve.broker.client import Released, request_release
 from sealserve.broker.collateral_file import CollateralFile
-from sealserve.broker.config import with_store
+from sealserve.broker.config import LimitsConfig, with_store
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker, create, open_broker
 from sealserve.broker.judge import Judge
@@ -78,7 +78,9 @@ def store_url(store_kind: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def broker_root(tmp_path: Path, store_url: str) -> Path:
     root = tmp_path / "broker"
-    chosen = with_store(store_url, where="store_url")
+    # All guests of these tests have one address; the limits have tests of their own.
+    limits = LimitsConfig(peer_calls_per_second=10_000, peer_burst=10_000)
+    chosen = with_store(store_url, where="store_url").model_copy(update={"limits": limits})
     create(root, name="test broker", hosts=["127.0.0.1"], chosen=chosen)
     return root
 

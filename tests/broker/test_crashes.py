@@ -46,6 +46,8 @@ def test_kill_9_at_every_step_of_a_release(process: Process, tmp_path: Path) -> 
         assert written >= arrived, f"step {step} of {total}: a key went out without its line"
         with sqlite3.connect(process.root / "broker.db") as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            leases = {row[0] for row in connection.execute("SELECT id FROM leases")}
+        assert leases == {entry["lease"] for entry in entries if entry["event"] == "release"}
         connection.close()
     process.start()
     assert process.ask() == KEY

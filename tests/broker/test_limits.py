@@ -16,6 +16,7 @@ from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.config import LimitsConfig
 from sealserve.broker.limits import LocalLimits
 from sealserve.broker.protocol import CHALLENGE_METHOD, PUSHBACK_KEY
+from sealserve.errors import Unavailable
 from sealserve.wire.broker import v1_pb2
 from tests.broker.conftest import RESOURCE, Clock, Served, World, serve
 from tests.broker.wire import Wire
@@ -69,8 +70,15 @@ def test_the_client_waits_as_long_as_it_is_told(world: World, start: Start) -> N
     with Wire(world, address) as wire:
         for _ in range(4):
             wire.nonce()
-    # A tenth of a second brings one token. The challenge is put off, and taken up again.
+    # A tenth of a second brings one token: challenge and release are put off, and taken up again.
     assert bytes(world.ask(address=address).secret) == world.key
+    assert [line["code"] for line in world.lines()] == ["released"]
+    with Wire(world, address) as wire:
+        while wire.call(CHALLENGE_METHOD, b"").status != "RESOURCE_EXHAUSTED":
+            pass
+    with pytest.raises(Unavailable) as caught:
+        world.ask(address=address, timeout=0.05)
+    assert caught.value.code in ("release.peer_limited", "release.timeout")
 
 
 def test_a_resource_beyond_its_limit_is_refused_to_guests_that_may_have_it(

@@ -4,8 +4,8 @@ Rules this module keeps:
 
 * The TLS root is the one certificate of the broker's identity; the broker's
   SPKI digest stands in the report data as well. Any other server learns nothing.
-* Only reaching the broker, and a challenge that it puts off, is retried, a few
-  times and inside the caller's timeout; a quote goes out once.
+* Only reaching the broker is retried, a few times, and what it puts off before it
+  looks at it, as it says; all inside the caller's timeout. A quote is judged once.
 * The secret comes back in a `bytearray` that its holder wipes; it is in no
   repr, no error and no log. (Python may keep the immutable buffers it was
   decrypted and decoded in until they are reused: the TD's memory is the fence.)
@@ -211,7 +211,6 @@ class _Caller:
         self._channel = channel
         self._address = address
         self._deadline = deadline
-        self._pushback = 0.0
 
     def challenge(self, resource: str) -> bytes:
         request = v1_pb2.ChallengeRequest(resource=resource)
@@ -221,11 +220,10 @@ class _Caller:
                 raw = self._call(CHALLENGE_METHOD, request)
                 break
             except Unavailable as error:
-                again = error.code == "release.broker_unreachable" or self._pushback > 0
-                wait = max(pause, self._pushback)
-                if not again or attempt == _CONNECT_ATTEMPTS or self._left() <= wait:
+                last = attempt == _CONNECT_ATTEMPTS or self._left() <= pause
+                if last or error.code != "release.broker_unreachable":
                     raise
-                time.sleep(wait)
+                time.sleep(pause)
                 pause *= 2
         nonce = _parse(v1_pb2.ChallengeResponse, raw, self._address).nonce
         if len(nonce) != NONCE_BYTES:
@@ -244,17 +242,22 @@ class _Caller:
         return self._deadline - time.monotonic()
 
     def _call(self, method: str, request: Message) -> bytes:
-        left = self._left()
-        if left <= 0:
-            raise _timed_out(self._address)
-        try:
-            answer: bytes = self._channel.unary_unary(
-                method, request_serializer=bytes, response_deserializer=bytes
-            )(request.SerializeToString(), timeout=left)
-        except grpc.RpcError as error:
-            self._pushback = _pushback_of(error)
-            raise _error_of(error, self._address) from None
-        return answer
+        call = self._channel.unary_unary(
+            method, request_serializer=bytes, response_deserializer=bytes
+        )
+        raw = request.SerializeToString()
+        while (left := self._left()) > 0:
+            try:
+                answer: bytes = call(raw, timeout=left)
+            except grpc.RpcError as error:
+                refusal, wait = _error_of(error, self._address), _pushback_of(error)
+                # Turned away at the door: neither challenge nor quote was looked at.
+                if refusal.code != "release.peer_limited" or not 0 < wait < self._left():
+                    raise refusal from None
+                time.sleep(wait)
+            else:
+                return answer
+        raise _timed_out(self._address)
 
 
 def _channel(address: str, identity: BrokerIdentity) -> grpc.Channel:
