@@ -144,7 +144,7 @@ def test_looking_writes_no_line(staffed: Broker) -> None:
 def test_an_auditor_changes_nothing_and_each_attempt_is_a_line(staffed: Broker) -> None:
     admin = Administration(staffed)
     acts = [kind for kind, each in OPERATIONS.items() if isinstance(each, Operation)]
-    assert len(acts) == 11
+    assert len(acts) == 12
     for kind in [*acts, v1_pb2.ProposalApproveRequest]:
         before = staffed.store.secrets(), staffed.store.resources()
         assert refusal(lambda kind=kind: admin.perform(EVE, kind())) == "admin.role_insufficient"

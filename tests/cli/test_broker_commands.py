@@ -292,6 +292,7 @@ def test_a_readable_kek_is_refused(owner: Owner) -> None:
         ("broker", "init"), ("broker", "rekey"), ("broker", "serve"), ("broker", "status"),
         ("broker", "doctor"),
         ("secret", "put"),
+        ("secret", "rotate"), ("secret", "import"), ("secret", "destroy"),
         ("secret", "list"), ("audit", "show"), ("audit", "verify"), ("audit", "export"),
     ],
 )  # fmt: skip

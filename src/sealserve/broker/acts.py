@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -34,6 +34,7 @@ from sealserve.broker.principals import (
     spki_sha256,
 )
 from sealserve.broker.protocol import resource_name
+from sealserve.broker.secrets import Previous
 from sealserve.broker.tables import PrincipalRow, ResourceRow, SecretRow
 from sealserve.errors import InputError, Refused
 from sealserve.volume.record import key_id_of, open_record
@@ -46,6 +47,7 @@ __all__ = [
     "add_principal",
     "add_principal_needs",
     "check_deposit",
+    "check_rotation",
     "destroy_needs",
     "policy_changes",
     "policy_needs",
@@ -54,6 +56,8 @@ __all__ = [
     "remove_principal",
     "remove_principal_needs",
     "remove_resource",
+    "resource_unknown",
+    "rotate_secret",
     "set_policy",
     "set_state",
 ]
@@ -138,6 +142,8 @@ def check_deposit(broker: Broker, request: v1_pb2.SecretPutRequest) -> Deposit:
         owner_public_key=request.owner_public_key,
         policy=request.policy,
         lease_seconds=request.lease_seconds,
+        kind=request.kind,
+        expires=request.expires,
     )
     if deposit.record:
         try:
@@ -173,11 +179,63 @@ def put_secret(act: Act, request: v1_pb2.SecretPutRequest, deposit: object) -> d
         resource=stored.name,
         secret_version=stored.secret_version,
         policy_sha256=stored.policy_sha256,
+        kind=deposit.kind,
+        expires=deposit.expires,
+    )
+    return {
+        "resource": stored.name,
+        "kind": deposit.kind,
+        "secret_version": stored.secret_version,
+        "policy_sha256": stored.policy_sha256,
+    }
+
+
+def check_rotation(broker: Broker, request: v1_pb2.SecretRotateRequest) -> Deposit:
+    """Open what shall be the next version, under the policy that is there.
+
+    Raises:
+        Refused: ``resource.unknown``; others as `check_deposit`.
+        InputError: as `check_deposit`.
+    """
+    now = broker.store.resource(resource_name(request.secret))
+    if now is None:
+        raise resource_unknown(request.secret)
+    put = v1_pb2.SecretPutRequest(
+        resource=now.name,
+        sealed_key=request.sealed_key,
+        record=request.record,
+        owner_public_key=request.owner_public_key,
+        policy=now.policy,
+        lease_seconds=now.lease_seconds,
+        kind=broker.store.kind(now.secret_id, now.secret_version),
+        expires=request.expires,
+    )
+    return check_deposit(broker, put)
+
+
+def rotate_secret(act: Act, request: v1_pb2.SecretRotateRequest, deposit: object) -> dict[str, Any]:
+    """Keep a deposit as the next version; the one before it stays live, or until a day."""
+    assert isinstance(deposit, Deposit)  # noqa: S101 (what check_rotation returned)
+    row = _resource(act.session, deposit.resource)
+    before = row.secret_version
+    # The policy may have been set anew since the deposit was checked.
+    deposit = replace(deposit, policy=row.policy, lease_seconds=row.lease_seconds)
+    previous = Previous(retired=False, seconds=request.retire_after_seconds)
+    stored = act.broker.keep(act.session, deposit, previous)
+    act.record(
+        "secret.rotate",
+        resource=stored.name,
+        secret_version=stored.secret_version,
+        version_before=before,
+        retire_after_seconds=request.retire_after_seconds,
+        expires=deposit.expires,
     )
     return {
         "resource": stored.name,
         "secret_version": stored.secret_version,
-        "policy_sha256": stored.policy_sha256,
+        "version_before": before,
+        "retire_after_seconds": request.retire_after_seconds,
+        "expires": deposit.expires,
     }
 
 
@@ -395,12 +453,17 @@ def _version(session: Session, secret: str, version: int) -> SecretRow:
 def _resource(session: Session, name: str) -> ResourceRow:
     row = session.get(ResourceRow, resource_name(name), with_for_update=True)
     if row is None:
-        raise Refused(
-            "resource.unknown",
-            f"there is no resource {name!r}",
-            hint="`sealserve resource list` shows them",
-        )
+        raise resource_unknown(name)
     return row
+
+
+def resource_unknown(name: str) -> Refused:
+    """The error for a name that no resource has."""
+    return Refused(
+        "resource.unknown",
+        f"there is no resource {name!r}",
+        hint="`sealserve resource list` shows them",
+    )
 
 
 def _loosening(row: ResourceRow, policy: bytes) -> Agreement | None:

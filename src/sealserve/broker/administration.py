@@ -93,6 +93,7 @@ OPERATIONS: Final[Mapping[type[Message], Operation | Look]] = {
     v1_pb2.SecretPutRequest: Operation(
         "secret.put", acts.put_secret, acts.check_deposit, acts.put_needs
     ),
+    v1_pb2.SecretRotateRequest: Operation("secret.rotate", acts.rotate_secret, acts.check_rotation),
     v1_pb2.SecretListRequest: Look("secret.list", views.secrets),
     v1_pb2.SecretShowRequest: Look("secret.show", views.secret),
     v1_pb2.SecretDisableRequest: Operation("secret.disable", acts.set_state("disabled")),

@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 from sealserve.attestation import policy_file
 from sealserve.attestation.policy import Policy
 from sealserve.attestation.sealing import HpkeKey, generate_key
-from sealserve.broker import audit, config
+from sealserve.broker import audit, config, secrets
 from sealserve.broker.checkpoints import Signer
 from sealserve.broker.config import BrokerConfig, StoreConfig
 from sealserve.broker.deposit import open_deposit
@@ -41,6 +41,7 @@ from sealserve.broker.identity import NAME_PATTERN, BrokerIdentity, make_tls_ide
 from sealserve.broker.kek_provider import CurrentKek, make_kek, settle
 from sealserve.broker.keys import KeyEncryptionKey
 from sealserve.broker.protocol import resource_name
+from sealserve.broker.secrets import RETIRED_AT_ONCE, Kind, Previous
 from sealserve.broker.store import Resource, Store
 from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.files import sync_path, write_atomically
@@ -74,6 +75,8 @@ class Deposit:
     owner_public_key: bytes = field(repr=False)
     policy: bytes = field(repr=False)
     lease_seconds: int
+    kind: Kind
+    expires: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,8 @@ class Broker:
         owner_public_key: bytes,
         policy: bytes,
         lease_seconds: int = DEFAULT_LEASE_SECONDS,
+        kind: str = "",
+        expires: str = "",
     ) -> Deposit:
         """Check a deposit and open it. The caller checks that key and record belong together.
 
@@ -133,11 +138,14 @@ class Broker:
             owner_public_key: who signed the record.
             policy: the policy, a YAML document.
             lease_seconds: how long a guest may keep the secret, from 1 on.
+            kind: one of `secrets.Kind`; by the record if empty.
+            expires: from when on it is not released, ISO 8601; never if empty.
 
         Raises:
             InputError: ``resource.name_invalid``, ``resource.record_too_large``,
                 ``resource.lease_invalid``, ``deposit.malformed``, ``policy.malformed``,
-                ``resource.policy_needs_events``.
+                ``resource.policy_needs_events``, ``secret.kind_*``,
+                ``secret.expires_invalid``, ``secret.not_a_tls_key``.
             Refused: ``sealing.not_opened``.
             Unavailable: ``store.unavailable``.
         """
@@ -151,10 +159,17 @@ class Broker:
         if not 1 <= lease_seconds < 2**31:
             raise InputError("resource.lease_invalid", f"a lease of {lease_seconds} s is no lease")
         release_policy(policy)
+        read = secrets.kind_of(kind, record)
+        until = secrets.read_expiry(expires)
         secret = open_deposit(self._deposit_key(), self.identity, sealed_key)
-        return Deposit(resource, secret, record, owner_public_key, policy, lease_seconds)
+        secrets.check(read, secret)
+        return Deposit(
+            resource, secret, record, owner_public_key, policy, lease_seconds, read, until
+        )
 
-    def keep(self, session: Session, deposit: Deposit) -> Resource:
+    def keep(
+        self, session: Session, deposit: Deposit, previous: Previous = RETIRED_AT_ONCE
+    ) -> Resource:
         """Store a deposit as the secret's next version, with no audit line of its own."""
         return self.store.put_secret(
             session,
@@ -165,6 +180,9 @@ class Broker:
             owner_public_key=deposit.owner_public_key,
             policy=deposit.policy,
             lease_seconds=deposit.lease_seconds,
+            kind=deposit.kind,
+            expires=deposit.expires,
+            previous=previous,
         )
 
     def put_secret(self, resource: str, sealed_key: bytes, **given: Any) -> Resource:

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +26,7 @@ from sqlalchemy.orm import Session
 from sealserve.broker import database
 from sealserve.broker.config import StoreConfig
 from sealserve.broker.keys import KeyEncryptionKey
+from sealserve.broker.secrets import RETIRED_AT_ONCE, Kind, Previous, moment
 from sealserve.broker.tables import BrokerKeyRow, ResourceRow, ResourceVersionRow, SecretRow
 from sealserve.errors import Refused, Unavailable
 
@@ -34,7 +34,6 @@ __all__ = ["Resource", "SecretInfo", "Store"]
 
 _LIVE: Final = "live"
 _RETIRED: Final = "retired"
-_VOLUME_KEY: Final = "volume-key"
 _FIRST_VERSION: Final = 1
 
 
@@ -215,6 +214,9 @@ class Store:
         owner_public_key: bytes,
         policy: bytes,
         lease_seconds: int,
+        kind: Kind = "opaque",
+        expires: str | None = None,
+        previous: Previous = RETIRED_AT_ONCE,
     ) -> Resource:
         """Store a secret's next version and point the resource of the same name at it.
 
@@ -227,6 +229,9 @@ class Store:
             owner_public_key: who signed it.
             policy: a YAML document.
             lease_seconds: how long a guest may keep the secret.
+            kind: what it is.
+            expires: from when on it is not released; in the form of `secrets.moment`.
+            previous: what becomes of the versions that are live.
 
         Returns:
             The resource as it is now.
@@ -239,17 +244,23 @@ class Store:
         latest = session.scalar(select(func.max(SecretRow.version)).where(SecretRow.id == name))
         version = (latest or 0) + 1
         live = select(SecretRow).where(SecretRow.id == name, SecretRow.state == _LIVE)
+        now = self.clock(session)
         for older in session.scalars(live):
-            older.state = _RETIRED
+            if previous.retired:
+                older.state = _RETIRED
+            elif previous.seconds:
+                until = moment(now + previous.seconds)
+                older.expires = min(older.expires or until, until)
         session.add(
             SecretRow(
                 id=name,
                 version=version,
-                kind=_VOLUME_KEY,
+                kind=kind,
                 wrapped=kek.wrap(secret, name=name, version=version),
                 kek_id=kek.id,
                 state=_LIVE,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                created=moment(now),
+                expires=expires,
             )
         )
         session.flush()
@@ -297,27 +308,43 @@ class Store:
             rows = session.scalars(select(SecretRow).order_by(SecretRow.id, SecretRow.version))
             return [SecretInfo(row.id, row.version, row.state, row.created) for row in rows]
 
+    def kind(self, secret_id: str, version: int) -> str:
+        """What a version of a secret is; empty if there is none."""
+        with self.reading() as session:
+            row = session.get(SecretRow, (secret_id, version))
+            return "" if row is None else row.kind
+
     def is_live(self, secret_id: str, version: int) -> bool:
         """Whether this version of a secret may be given to guests."""
         with self.reading() as session:
-            row = session.get(SecretRow, (secret_id, version))
-            return row is not None and row.state == _LIVE and row.wrapped is not None
+            return self._live(session, secret_id, version) is not None
 
     def secret(self, secret_id: str, version: int, kek: KeyEncryptionKey) -> bytes:
         """The bytes of one live version of a secret.
 
         Raises:
             Refused: ``store.secret_not_live``, ``kek.unwrap_failed``.
+            Unavailable, Refused: other ``kek.*``.
         """
         with self.reading() as session:
-            row = session.get(SecretRow, (secret_id, version))
-            if row is None or row.state != _LIVE or row.wrapped is None:
-                raise Refused(
-                    "store.secret_not_live",
-                    f"version {version} of the secret {secret_id!r} is not live",
-                    hint="`sealserve secret list` shows the states",
-                )
-            return kek.unwrap(row.wrapped, name=row.id, version=row.version)
+            wrapped = self._live(session, secret_id, version)
+        if wrapped is None:
+            raise Refused(
+                "store.secret_not_live",
+                f"version {version} of the secret {secret_id!r} is not live",
+                hint="`sealserve secret list` shows states and expiry",
+            )
+        # With no session held: an HSM or Vault may take its time.
+        return kek.unwrap(wrapped, name=secret_id, version=version)
+
+    def _live(self, session: Session, secret_id: str, version: int) -> bytes | None:
+        """The wrapped bytes of a version that may be given out."""
+        row = session.get(SecretRow, (secret_id, version))
+        if row is None or row.state != _LIVE:
+            return None
+        if row.expires is not None and row.expires <= moment(self.clock(session)):
+            return None
+        return row.wrapped
 
 
 def _require_current(session: Session, kek: KeyEncryptionKey) -> None:

@@ -15,6 +15,9 @@ from sealserve.cli.console import emit
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from sealserve.broker.identity import BrokerIdentity
+    from sealserve.errors import InputError
+
 __all__ = [
     "AdminOption",
     "BrokerIdentityOption",
@@ -23,6 +26,7 @@ __all__ = [
     "Perform",
     "administration",
     "finish",
+    "identity_of",
 ]
 
 BrokerOption = Annotated[
@@ -62,15 +66,8 @@ def administration(
     Raises:
         InputError: ``admin.which_broker``.
     """
-    from sealserve.errors import InputError
-
     if (broker is None) == (admin is None) or (admin is None) != (identity is None):
-        raise InputError(
-            "admin.which_broker",
-            "name a broker's directory with --broker, or its port with --admin and your key"
-            " with --identity",
-            where="--broker, --admin, --identity",
-        )
+        raise _which_broker()
     if admin is not None and identity is not None:
         from sealserve.broker.admin_client import AdminClient
 
@@ -85,6 +82,25 @@ def administration(
         with open_broker(broker) as opened:
             local = Administration(opened)
             yield lambda request: local.perform(caller, request)
+
+
+def identity_of(
+    broker: Path | None, identity: Path | None, broker_identity: Path | None
+) -> BrokerIdentity:
+    """The public document of the broker that the options name, to seal something to it.
+
+    Raises:
+        InputError: ``admin.which_broker``, ``identity.malformed``.
+        Unavailable: ``file.unreadable``.
+    """
+    from sealserve.broker.admin_client import identity_beside
+    from sealserve.broker.identity import BrokerIdentity
+
+    if broker is not None:
+        return BrokerIdentity.load(broker / "broker.json")
+    if identity is None:
+        raise _which_broker()
+    return BrokerIdentity.load(broker_identity or identity_beside(identity))
 
 
 def finish(result: dict[str, Any], *, as_json: bool, text: str | Callable[[], str]) -> None:
@@ -104,3 +120,14 @@ def finish(result: dict[str, Any], *, as_json: bool, text: str | Callable[[], st
         sys.stdout.flush()
         raise typer.Exit(1)
     emit(result, as_json=as_json, text=text() if callable(text) else text)
+
+
+def _which_broker() -> InputError:
+    from sealserve.errors import InputError
+
+    return InputError(
+        "admin.which_broker",
+        "name a broker's directory with --broker, or its port with --admin and your key"
+        " with --identity",
+        where="--broker, --admin, --identity",
+    )

@@ -35,6 +35,7 @@ _COMMANDS = {
     "proposal": "sealserve.cli.proposal",
     "audit": "sealserve.cli.audit",
     "guest": "sealserve.cli.guest",
+    "get-secret": "sealserve.cli.get_secret",
     "serve": "sealserve.cli.serve",
     "trust": "sealserve.cli.trust",
     "predict": "sealserve.cli.predict",

@@ -14,12 +14,34 @@ from sealserve.cli.admin_options import (
     IdentityOption,
     administration,
     finish,
+    identity_of,
 )
 from sealserve.cli.console import JsonFlag, emit
+from sealserve.cli.secret_input import (
+    SealedKeyOption,
+    SecretFdOption,
+    deposit_of,
+    signed_record,
+)
 
 app = typer.Typer(help="Give the broker secrets, and say who may have them.", no_args_is_help=True)
 
 _Secret = Annotated[str, typer.Argument(help="The secret's name: models/demo.")]
+_Record = Annotated[Path | None, typer.Option(help="The volume's signed record.")]
+_OwnerPub = Annotated[
+    Path | None, typer.Option(help="The owner's public key: who signed the record.")
+]
+_Expires = Annotated[
+    str,
+    typer.Option(
+        help="From when on it is given to nobody: 2027-01-31, or ISO 8601 with a time zone.",
+        metavar="TIME",
+    ),
+]
+_Lease = Annotated[
+    int,
+    typer.Option(help="Seconds a guest may keep it before it asks again.", min=1, max=2**31 - 1),
+]
 _Version = Annotated[int, typer.Option("--version", help="Which version.", min=1, max=2**31 - 1)]
 
 
@@ -31,61 +53,168 @@ def group() -> None:
 @app.command()
 def put(
     resource: Annotated[str, typer.Argument(help="The name guests ask for: models/demo.")],
-    sealed_key: Annotated[
-        Path, typer.Option(help="The volume's key, sealed to this broker by its owner.")
-    ],
-    record: Annotated[Path, typer.Option(help="The volume's signed record.")],
-    owner_pub: Annotated[Path, typer.Option(help="The owner's public key: who signed the record.")],
-    policy: Annotated[Path, typer.Option(help="The policy (YAML): which guests may have the key.")],
-    lease: Annotated[
-        int,
+    policy: Annotated[Path, typer.Option(help="The policy (YAML): which guests may have it.")],
+    sealed_key: SealedKeyOption = None,
+    secret_fd: SecretFdOption = None,
+    record: _Record = None,
+    owner_pub: _OwnerPub = None,
+    kind: Annotated[
+        str,
         typer.Option(
-            help="Seconds a guest may keep the key before it asks again.", min=1, max=2**31 - 1
+            help="volume-key, passphrase, tls-key or opaque; by default by the record.",
+            metavar="KIND",
         ),
-    ] = 24 * 3600,
+    ] = "",
+    expires: _Expires = "",
+    lease: _Lease = 24 * 3600,
     broker: BrokerOption = None,
     admin: AdminOption = None,
     identity: IdentityOption = None,
     broker_identity: BrokerIdentityOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Deposit a volume's key with its record and its policy.
+    """Deposit a secret with its policy; a volume's key with its record.
 
     The record's signature, the key's fit to the record and the policy are
-    checked first. A second put under one name is the secret's next version; a
-    policy that is looser than the one there may need a second person.
+    checked first. A second put under one name is the secret's next version and
+    retires the one before (`secret rotate` keeps it live); a policy that is
+    looser than the one there may need a second person.
 
     Example: sealserve secret put models/demo --broker DIR --sealed-key models.key
     --record models.record --owner-pub owner.pub --policy policy.yaml
     """
     from sealserve.attestation.policy_file import MAX_POLICY_BYTES
-    from sealserve.broker.deposit import MAX_DEPOSIT_BYTES
     from sealserve.files import read_limited
-    from sealserve.volume.owner import load_owner_public
-    from sealserve.volume.record import open_record
     from sealserve.wire.broker.admin import v1_pb2
-    from sealserve.wire.limits import MAX_RECORD_BYTES
 
-    signed = read_limited(record, MAX_RECORD_BYTES)
-    owner = load_owner_public(owner_pub)
-    volume = open_record(signed, owner)
+    signed, owner, volume = signed_record(record, owner_pub)
     request = v1_pb2.SecretPutRequest(
         resource=resource,
-        sealed_key=read_limited(sealed_key, MAX_DEPOSIT_BYTES),
+        sealed_key=deposit_of(sealed_key, secret_fd, broker, identity, broker_identity),
         record=signed,
-        owner_public_key=owner.public_bytes_raw(),
+        owner_public_key=owner,
         policy=read_limited(policy, MAX_POLICY_BYTES),
         lease_seconds=lease,
+        kind=kind,
+        expires=expires,
     )
     with administration(broker, admin, identity, broker_identity) as perform:
         result = perform(request)
     finish(
-        {**result, "volume": volume.name},
+        {**result, "volume": volume},
         as_json=json,
         text=lambda: (
-            f"{result['resource']}: version {result['secret_version']}, opens volume"
-            f" {volume.name!r}, policy {result['policy_sha256'][:16]}"
+            f"{result['resource']}: version {result['secret_version']},"
+            f" {f'opens volume {volume!r}' if volume else result['kind']},"
+            f" policy {result['policy_sha256'][:16]}"
         ),
+    )
+
+
+@app.command()
+def rotate(
+    secret: _Secret,
+    sealed_key: SealedKeyOption = None,
+    secret_fd: SecretFdOption = None,
+    record: _Record = None,
+    owner_pub: _OwnerPub = None,
+    retire_after: Annotated[
+        int,
+        typer.Option(
+            help="Seconds that the version before stays live; 0: until `secret retire`.",
+            metavar="SECONDS",
+            min=0,
+            max=2**31 - 1,
+        ),
+    ] = 0,
+    expires: _Expires = "",
+    broker: BrokerOption = None,
+    admin: AdminOption = None,
+    identity: IdentityOption = None,
+    broker_identity: BrokerIdentityOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Give a secret its next version, and keep the one before it live meanwhile.
+
+    Guests get the new version unless they ask for the old one, which opens the
+    old volume. The policy stays as it is.
+
+    Example: sealserve secret rotate models/demo --sealed-key new.key --record new.record
+    --owner-pub owner.pub --retire-after 604800 --broker DIR
+    """
+    from sealserve.wire.broker.admin import v1_pb2
+
+    signed, owner, volume = signed_record(record, owner_pub)
+    request = v1_pb2.SecretRotateRequest(
+        secret=secret,
+        sealed_key=deposit_of(sealed_key, secret_fd, broker, identity, broker_identity),
+        record=signed,
+        owner_public_key=owner,
+        retire_after_seconds=retire_after,
+        expires=expires,
+    )
+    with administration(broker, admin, identity, broker_identity) as perform:
+        result = perform(request)
+    ends = f"for {retire_after} s more" if retire_after else "until it is retired"
+    finish(
+        {**result, "volume": volume},
+        as_json=json,
+        text=lambda: (
+            f"{result['resource']}: version {result['secret_version']} from now on;"
+            f" version {result['version_before']} stays live {ends}"
+        ),
+    )
+
+
+@app.command("import")
+def import_secrets(
+    file: Annotated[Path, typer.Argument(help="secret.json: an object of names and passwords.")],
+    policy: Annotated[Path, typer.Option(help="The policy (YAML): which guests may have them.")],
+    prefix: Annotated[
+        str, typer.Option(help="Put before each name, such as 'legacy/'.", metavar="TEXT")
+    ] = "",
+    lease: _Lease = 24 * 3600,
+    broker: BrokerOption = None,
+    admin: AdminOption = None,
+    identity: IdentityOption = None,
+    broker_identity: BrokerIdentityOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Take over the passwords of the original's get_secret server, one resource each.
+
+    Guests read them by `sealserve get-secret NAME`. What the broker has already is
+    left as it is. The file holds the passwords for all to read: delete it afterwards.
+
+    Example: sealserve secret import secret.json --policy policy.yaml --broker DIR
+    """
+    from sealserve.attestation.policy_file import MAX_POLICY_BYTES
+    from sealserve.broker.deposit import seal_for
+    from sealserve.broker.legacy import read_secrets
+    from sealserve.files import read_limited
+    from sealserve.wire.broker.admin import v1_pb2
+
+    entries = read_secrets(file, prefix)
+    policy_text = read_limited(policy, MAX_POLICY_BYTES)
+    seal_to = identity_of(broker, identity, broker_identity)
+    with administration(broker, admin, identity, broker_identity) as perform:
+        there = {each["name"] for each in perform(v1_pb2.ResourceListRequest())["resources"]}
+        for name in sorted(entries.keys() - there):
+            perform(
+                v1_pb2.SecretPutRequest(
+                    resource=name,
+                    sealed_key=seal_for(seal_to, entries[name]),
+                    policy=policy_text,
+                    lease_seconds=lease,
+                    kind="passphrase",
+                )
+            )
+    taken, left = sorted(entries.keys() - there), sorted(entries.keys() & there)
+    lines = [f"{name}: version 1" for name in taken]
+    lines += [f"{name}: left as it is, the broker has it already" for name in left]
+    emit(
+        {"imported": taken, "left": left},
+        as_json=json,
+        text="\n".join([*lines, f"now delete {file}"]),
     )
 
 
@@ -201,6 +330,7 @@ def retire(
 def destroy(
     secret: _Secret,
     version: _Version,
+    yes: Annotated[bool, typer.Option("--yes", help="It cannot be undone, and shall be.")] = False,
     broker: BrokerOption = None,
     admin: AdminOption = None,
     identity: IdentityOption = None,
@@ -211,10 +341,18 @@ def destroy(
 
     Backups made before still hold them, wrapped.
 
-    Example: sealserve secret destroy models/demo --version 1 --broker DIR
+    Example: sealserve secret destroy models/demo --version 1 --yes --broker DIR
     """
+    from sealserve.errors import InputError
     from sealserve.wire.broker.admin import v1_pb2
 
+    if not yes:
+        raise InputError(
+            "secret.destroy_unconfirmed",
+            f"destroying version {version} of {secret!r} cannot be undone",
+            where="--yes",
+            hint="run it with --yes; `secret disable` and `secret retire` keep the bytes",
+        )
     request = v1_pb2.SecretDestroyRequest(secret=secret, version=version)
     with administration(broker, admin, identity, broker_identity) as perform:
         _finish(perform(request), json)

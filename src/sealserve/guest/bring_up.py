@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -28,17 +27,16 @@ from sealserve.address import Address
 from sealserve.attestation import ratls
 from sealserve.broker.client import Released, request_release, request_renewal
 from sealserve.broker.identity import BrokerIdentity
-from sealserve.errors import Refused, Unavailable
+from sealserve.errors import Unavailable
 from sealserve.guest import lease
+from sealserve.guest.evidence import quotes_of
 from sealserve.guest.lease import LeaseKeeper
 from sealserve.guest.measure import guest_events, measure, require_unmeasured
 from sealserve.guest.server_process import ServerProcess
 from sealserve.hardening import forbid_core_dumps
 from sealserve.stopping import StopSignals
-from sealserve.tdx.azure import AzureProvider
 from sealserve.tdx.detect import Choice, find
 from sealserve.tdx.eventlog import encode_log
-from sealserve.tdx.evidence import EvidenceProvider, QuoteProvider
 from sealserve.tdx.guest import TdxGuest, read_boot_id
 from sealserve.volume.engine import verify_file
 from sealserve.volume.mapper import open_volume_file
@@ -108,7 +106,7 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
     """
     forbid_core_dumps()
     found = find(config.provider, config.sysfs, allow_simulation=config.allow_simulation)
-    td = TdxGuest(config.sysfs, config.allow_simulation, provider=_quotes_of(found.provider))
+    td = TdxGuest(config.sysfs, config.allow_simulation, provider=quotes_of(found.provider))
     note = {"note": _SIMULATION} if td.simulated else {}
     log = logs.configure(program="sealserve guest", **note)
     log.info("evidence", provider=found.provider.name, reason=found.reason)
@@ -139,17 +137,6 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
         on_ready(server.ports)
         _supervise(server, keeper, stopping, new_identity, config, log)
         log.info("stopping")
-
-
-def _quotes_of(provider: EvidenceProvider) -> QuoteProvider:
-    """The provider, if its quotes speak for the report data themselves."""
-    if isinstance(provider, AzureProvider):
-        raise Refused(
-            "guest.evidence_unsupported",
-            "Azure's evidence speaks for a vTPM key, not for our report data",
-            hint="no key is released for it in this version; use a TD with configfs-tsm or QGS",
-        )
-    return cast("QuoteProvider", provider)
 
 
 def _open_volume(

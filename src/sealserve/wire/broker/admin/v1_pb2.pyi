@@ -11,20 +11,40 @@ class Result(_message.Message):
     def __init__(self, json: _Optional[str] = ...) -> None: ...
 
 class SecretPutRequest(_message.Message):
-    __slots__ = ("resource", "sealed_key", "record", "owner_public_key", "policy", "lease_seconds")
+    __slots__ = ("resource", "sealed_key", "record", "owner_public_key", "policy", "lease_seconds", "kind", "expires")
     RESOURCE_FIELD_NUMBER: _ClassVar[int]
     SEALED_KEY_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     OWNER_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
     resource: str
     sealed_key: bytes
     record: bytes
     owner_public_key: bytes
     policy: bytes
     lease_seconds: int
-    def __init__(self, resource: _Optional[str] = ..., sealed_key: _Optional[bytes] = ..., record: _Optional[bytes] = ..., owner_public_key: _Optional[bytes] = ..., policy: _Optional[bytes] = ..., lease_seconds: _Optional[int] = ...) -> None: ...
+    kind: str
+    expires: str
+    def __init__(self, resource: _Optional[str] = ..., sealed_key: _Optional[bytes] = ..., record: _Optional[bytes] = ..., owner_public_key: _Optional[bytes] = ..., policy: _Optional[bytes] = ..., lease_seconds: _Optional[int] = ..., kind: _Optional[str] = ..., expires: _Optional[str] = ...) -> None: ...
+
+class SecretRotateRequest(_message.Message):
+    __slots__ = ("secret", "sealed_key", "record", "owner_public_key", "retire_after_seconds", "expires")
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    SEALED_KEY_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    OWNER_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    RETIRE_AFTER_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    secret: str
+    sealed_key: bytes
+    record: bytes
+    owner_public_key: bytes
+    retire_after_seconds: int
+    expires: str
+    def __init__(self, secret: _Optional[str] = ..., sealed_key: _Optional[bytes] = ..., record: _Optional[bytes] = ..., owner_public_key: _Optional[bytes] = ..., retire_after_seconds: _Optional[int] = ..., expires: _Optional[str] = ...) -> None: ...
 
 class SecretListRequest(_message.Message):
     __slots__ = ()
