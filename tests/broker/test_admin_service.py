@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
@@ -338,6 +339,28 @@ def test_a_request_beyond_the_limit_is_refused(port: Port) -> None:
         f"/{SERVICE}/PolicySet", request.SerializeToString(),
     )  # fmt: skip
     assert status == "RESOURCE_EXHAUSTED"
+
+
+@pytest.mark.parametrize(
+    ("method", "raw", "code"),
+    [
+        ("ProposalApprove", b"\x0a\x01x", "proposal.unknown"),
+        ("ProposalApprove", b"\xff", "admin.request_malformed"),
+        ("SecretDestroy", b"", "resource.name_invalid"),
+    ],
+)
+def test_many_refused_calls_on_one_connection_are_all_answered(
+    port: Port, channel: grpc.Channel, method: str, raw: bytes, code: str
+) -> None:
+    """gRPC counts a call until it is collected: none may be part of a cycle."""
+    gc.disable()
+    try:
+        for _ in range(150):
+            error = _error_of(channel, f"/{SERVICE}/{method}", raw)
+            assert error is not None
+            assert error.details() == code
+    finally:
+        gc.enable()
 
 
 def test_an_auditors_calls_that_never_arrive_do_not_stop_an_admin(

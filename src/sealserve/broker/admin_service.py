@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -55,8 +56,7 @@ _OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
-    # More than calls in flight: gRPC counts a stream for a while after its call has ended.
-    ("grpc.max_concurrent_streams", 64),
+    ("grpc.max_concurrent_streams", 32),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", 3_600_000),
@@ -152,6 +152,25 @@ class _Principals:
         return "\n".join(certificates).encode() or self._nobody
 
 
+@dataclass(frozen=True, slots=True)
+class _No:
+    """An answer that is not a result.
+
+    Made of the error, and does not hold it: an error leads to the frames it passed, and one
+    of them holding it is a cycle. gRPC counts a call until it is collected, and refuses new
+    ones beside too many.
+    """
+
+    status: grpc.StatusCode
+    code: str
+    error: bytes
+
+
+def _no(error: SealserveError) -> _No:
+    status = next(value for kind, value in _STATUS.items() if isinstance(error, kind))
+    return _No(status, error.code, encode_error(error))
+
+
 def _certificate_of_nobody() -> bytes:
     """What is trusted while there are no principals: gRPC must have something. Its key is gone."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -181,20 +200,29 @@ class _Servicer:
 
     def _handler(self, method: str, kind: type[Message]) -> _Handler:
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            try:
-                return self._admitted(method, kind, messages, context)
-            except SealserveError as error:
-                self._log.warning("administration refused", method=method, code=error.code)
-                told = error
-            except Exception as error:
-                self._log.error("unexpected error", method=method, type=type(error).__name__)
-                told = InternalError("internal.unexpected", "the broker has a bug; see its log")
-            context.set_trailing_metadata(((ERROR_KEY, encode_error(told)),))
-            status = next(value for kind, value in _STATUS.items() if isinstance(told, kind))
-            context.abort(status, told.code)
-            raise AssertionError  # abort does not return
+            answer = self._answered(method, kind, messages, context)
+            if isinstance(answer, _No):
+                context.set_trailing_metadata(((ERROR_KEY, answer.error),))
+                context.abort(answer.status, answer.code)
+            return answer
 
         return call
+
+    def _answered(
+        self,
+        method: str,
+        kind: type[Message],
+        messages: Iterator[bytes],
+        context: grpc.ServicerContext,
+    ) -> bytes | _No:
+        try:
+            return self._admitted(method, kind, messages, context)
+        except SealserveError as error:
+            self._log.warning("administration refused", method=method, code=error.code)
+            return _no(error)
+        except Exception as error:
+            self._log.error("unexpected error", method=method, type=type(error).__name__)
+            return _no(InternalError("internal.unexpected", "the broker has a bug; see its log"))
 
     def _admitted(
         self,
@@ -223,10 +251,9 @@ class _Servicer:
         self, method: str, kind: type[Message], raw: bytes, certificate: x509.Certificate, peer: str
     ) -> bytes:
         caller = self._administration.caller(spki_sha256(certificate), peer)
-        ended = _ended(certificate)
-        if ended is not None:
-            self._administration.refused(caller, method, ended)
-            raise ended
+        if certificate.not_valid_after_utc <= datetime.now(UTC):
+            # A connection may live longer than its certificate.
+            raise self._administration.refused(caller, method, _expired(certificate))
         request = self._parsed(method, kind, raw, caller)
         result = self._administration.perform(caller, request)
         answer = v1_pb2.Result(json=json.dumps(result)).SerializeToString()
@@ -243,9 +270,11 @@ class _Servicer:
         try:
             request.ParseFromString(raw)
         except DecodeError:
-            error = InputError("admin.request_malformed", f"not a {kind.DESCRIPTOR.name} message")
-            self._administration.refused(caller, method, error)
-            raise error from None
+            raise self._administration.refused(
+                caller,
+                method,
+                InputError("admin.request_malformed", f"not a {kind.DESCRIPTOR.name} message"),
+            ) from None
         return request
 
 
@@ -258,14 +287,10 @@ def _certificate_of(context: grpc.ServicerContext) -> x509.Certificate:
         raise Refused("admin.principal_unknown", "the connection shows no certificate") from None
 
 
-def _ended(certificate: x509.Certificate) -> Refused | None:
-    """Why this certificate is good no more; a connection may live longer than it."""
-    ends = certificate.not_valid_after_utc
-    if datetime.now(UTC) < ends:
-        return None
+def _expired(certificate: x509.Certificate) -> Refused:
     return Refused(
         "admin.certificate_expired",
-        f"your certificate ended {ends:%Y-%m-%d}",
+        f"your certificate ended {certificate.not_valid_after_utc:%Y-%m-%d}",
         hint="make one by `broker admin-identity`, and have it added by `principal add --replace`",
     )
 

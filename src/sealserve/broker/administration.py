@@ -162,10 +162,11 @@ class Administration:
             )
             if row is not None:
                 return Caller(row.name, read_role(row.role), peer)
-        error = Refused("admin.principal_unknown", "this key is no principal's of this broker")
-        nobody = Caller(f"key {spki_sha256}", "auditor", peer)
-        self.refused(nobody, "connect", error)
-        raise error
+        raise self.refused(
+            Caller(f"key {spki_sha256}", "auditor", peer),
+            "connect",
+            Refused("admin.principal_unknown", "this key is no principal's of this broker"),
+        )
 
     def perform(self, caller: Caller, request: Message) -> dict[str, Any]:
         """Do what is asked, propose it, or refuse.
@@ -197,8 +198,11 @@ class Administration:
             self.refused(caller, name, InternalError("internal.unexpected", f"unexpected {kind}"))
             raise
 
-    def refused(self, caller: Caller, action: str, error: SealserveError) -> None:
+    def refused(self, caller: Caller, action: str, error: SealserveError) -> SealserveError:
         """Write the audit line of a refusal.
+
+        Returns:
+            The error, to be raised where it stands: who keeps it in a variable keeps the call.
 
         Raises:
             Unavailable: ``store.*``: then the caller hears that instead.
@@ -214,6 +218,7 @@ class Administration:
         if caller.peer is not None:
             entry["peer"] = caller.peer
         self._broker.audit.append(entry)
+        return error
 
     def _act(self, caller: Caller, operation: Operation, request: Message) -> dict[str, Any]:
         _require_admin(caller)
