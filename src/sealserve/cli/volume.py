@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from sealserve.cli import volume_mount
 from sealserve.cli.console import JsonFlag, byte_progress, emit
+from sealserve.cli.volume_common import (
+    FileArgument,
+    OwnerKey,
+    OwnerPub,
+    RecordArgument,
+    RecordOption,
+    opened_record,
+    summary,
+    table,
+)
 
-if TYPE_CHECKING:
-    from sealserve.volume.record import VolumeRecord
-
-app = typer.Typer(help="Make, check and mount sealed volumes.", no_args_is_help=True)
+app = typer.Typer(help="Make, check and mount volumes.", no_args_is_help=True)
 record_app = typer.Typer(help="Look at volume records.", no_args_is_help=True)
 app.add_typer(record_app, name="record")
-
-_File = Annotated[Path, typer.Argument(metavar="FILE", help="The sealed volume.")]
-_Record = Annotated[Path, typer.Option("--record", help="The volume's signed record.")]
-_RecordArgument = Annotated[Path, typer.Argument(metavar="RECORD", help="A signed record.")]
-_OwnerPub = Annotated[
-    Path, typer.Option("--owner-pub", help="The owner's public key: who must have signed.")
-]
 
 
 @app.callback()
 def group() -> None:
-    """Make, check and mount sealed volumes."""
+    """Make, check and mount volumes."""
 
 
 @app.command()
@@ -35,7 +36,7 @@ def create(
     source: Annotated[
         Path, typer.Option("--from", help="Directory with models.config, models/ and tls/.")
     ],
-    owner_key: Annotated[Path, typer.Option(help="The owner's private key: signs the record.")],
+    owner_key: OwnerKey,
     name: Annotated[str, typer.Option(help="The volume's name, for example: models.")],
     record: Annotated[Path, typer.Option(help="Where the signed record goes.")],
     broker: Annotated[
@@ -106,7 +107,7 @@ def create(
             "volume": str(file),
             "record": str(record),
             "sealed_key": str(sealed_key),
-            **_summary(made, signed),
+            **summary(made, signed),
         },
         as_json=json,
         text=(
@@ -119,9 +120,9 @@ def create(
 
 @app.command()
 def verify(
-    file: _File,
-    record: _Record,
-    owner_pub: _OwnerPub,
+    file: FileArgument,
+    record: RecordOption,
+    owner_pub: OwnerPub,
     json: JsonFlag = False,
 ) -> None:
     """Check every byte of a volume against its record; needs no key.
@@ -131,7 +132,7 @@ def verify(
     from sealserve.volume.engine import verify_file
     from sealserve.volume.mapper import open_volume_file
 
-    signed, opened = _open(record, owner_pub)
+    signed, opened = opened_record(record, owner_pub)
     with open_volume_file(file) as descriptor, byte_progress() as bars:
         bar = bars.add_task(f"verifying {file}", total=None)
         verify_file(
@@ -140,66 +141,14 @@ def verify(
             lambda done, total: bars.update(bar, completed=done, total=total),
         )
     emit(
-        {"volume": str(file), "verified": True, **_summary(opened, signed)},
+        {"volume": str(file), "verified": True, **summary(opened, signed)},
         as_json=json,
         text=f"{file} is volume {opened.name!r} version {opened.version}, every byte of it",
     )
 
 
-@app.command()
-def mount(
-    file: _File,
-    mountpoint: Annotated[Path, typer.Argument(help="An empty directory; made if missing.")],
-    record: _Record,
-    owner_pub: _OwnerPub,
-    driver: Annotated[
-        str, typer.Option(help="kernel (dm-verity and dm-crypt) or fuse (user space).")
-    ],
-    key_fd: Annotated[
-        int, typer.Option(help="Descriptor from which the 32-byte key is read, once.", min=0)
-    ],
-    json: JsonFlag = False,
-) -> None:
-    """Mount a volume read-only, in the foreground, until SIGTERM or Ctrl-C.
-
-    For inspection. The key comes through a descriptor, so that it stands neither
-    on the command line nor in the environment.
-
-    Example: my-key-tool | sealserve volume mount models.seal /mnt --record models.record
-    --owner-pub owner.pub --driver fuse --key-fd 0
-    """
-    import signal
-
-    from sealserve import logs
-    from sealserve.stopping import StopSignals
-    from sealserve.volume.cipher import wipe
-    from sealserve.volume.mount import mount_sealed
-    from sealserve.volume.process import read_key
-
-    logs.configure(program="sealserve volume")
-    # From here on a signal only ends the wait below, so nothing is left half way.
-    with StopSignals(signal.SIGHUP) as ending:
-        _, opened = _open(record, owner_pub)
-        key = read_key(key_fd)
-        try:
-            mounted = mount_sealed(file, opened, key, mountpoint, driver=driver)
-        finally:
-            wipe(key)
-        with mounted:
-            emit(
-                {
-                    "mountpoint": str(mounted.mountpoint),
-                    "driver": mounted.driver,
-                    "filesystem_by": mounted.filesystem_by,
-                },
-                as_json=json,
-                text=f"{opened.name!r} is mounted on {mounted.mountpoint}; Ctrl-C unmounts it",
-            )
-            ending.wait()
-
-
 @record_app.command("show")
-def show(record: _RecordArgument, json: JsonFlag = False) -> None:
+def show(record: RecordArgument, json: JsonFlag = False) -> None:
     """Print what a record states, WITHOUT checking who signed it.
 
     Example: sealserve volume record show models.record
@@ -211,51 +160,23 @@ def show(record: _RecordArgument, json: JsonFlag = False) -> None:
     signed = read_limited(record, MAX_RECORD_BYTES)
     found = peek_record(signed)
     result = {**found.model_dump(mode="json"), "signature_checked": False}
-    emit(result, as_json=json, text=_table(found, signed, "NOT checked"))
+    emit(result, as_json=json, text=table(found, signed, "NOT checked"))
 
 
 @record_app.command("verify")
-def verify_record(record: _RecordArgument, owner_pub: _OwnerPub, json: JsonFlag = False) -> None:
+def verify_record(record: RecordArgument, owner_pub: OwnerPub, json: JsonFlag = False) -> None:
     """Check that the owner signed a record, and print what it states.
 
     Example: sealserve volume record verify models.record --owner-pub owner.pub
     """
-    signed, found = _open(record, owner_pub)
+    signed, found = opened_record(record, owner_pub)
     result = {**found.model_dump(mode="json"), "signature_checked": True}
-    emit(result, as_json=json, text=_table(found, signed, "good"))
+    emit(result, as_json=json, text=table(found, signed, "good"))
 
 
-def _open(record: Path, owner_pub: Path) -> tuple[bytes, VolumeRecord]:
-    from sealserve.files import read_limited
-    from sealserve.volume.owner import load_owner_public
-    from sealserve.volume.record import open_record
-    from sealserve.wire.limits import MAX_RECORD_BYTES
-
-    signed = read_limited(record, MAX_RECORD_BYTES)
-    return signed, open_record(signed, load_owner_public(owner_pub))
-
-
-def _summary(record: VolumeRecord, signed: bytes) -> dict[str, Any]:
-    from sealserve.volume.record import record_digest
-
-    return {
-        "name": record.name,
-        "version": record.version,
-        "uuid": record.uuid,
-        "size": record.file_size,
-        "kind": record.kind,
-        "filesystem": record.filesystem,
-        **({"root_hash": record.verity.root_hash} if record.verity else {}),
-        "key_id": record.key_id,
-        "record_digest": record_digest(signed).hex(),
-        "models": [model.model_dump(mode="json") for model in record.models],
-    }
-
-
-def _table(record: VolumeRecord, signed: bytes, signature: str) -> str:
-    fields: dict[str, Any] = {"signature": signature, **_summary(record, signed)}
-    models = fields.pop("models")
-    fields["created"] = record.created
-    lines = [f"{label.replace('_', ' '):14} {value}" for label, value in fields.items()]
-    lines += [f"model          {m['name']} {m['version']} {m['digest']}" for m in models]
-    return "\n".join(lines)
+app.command()(volume_mount.mount)
+app.command()(volume_mount.unmount)
+app.command("list")(volume_mount.list_mounts)
+app.command()(volume_mount.status)
+app.command()(volume_mount.grow)
+app.command()(volume_mount.doctor)

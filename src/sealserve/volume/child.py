@@ -19,10 +19,20 @@ from sealserve.errors import SealserveError, Unavailable
 from sealserve.volume.process import find_tool, is_mounted, run, secret_pipe
 from sealserve.volume.watchdog import HEARTBEAT_SIZE, PATIENCE
 
-__all__ = ["FuseChild", "end_process", "lazy_unmount", "require_fuse"]
+__all__ = [
+    "DIRECTORY_PREFIX",
+    "FILE_NAME",
+    "FuseChild",
+    "end_process",
+    "lazy_unmount",
+    "require_fuse",
+]
 
 FILE_NAME: Final = "volume"
 """Name of the one file in the child's filesystem."""
+
+DIRECTORY_PREFIX: Final = "sealserve-volume-"
+"""With which the name of its mount directory begins."""
 
 _START_TIMEOUT: Final = 60.0  # an Argon2id keyslot at its bound takes 5 s, a loaded machine more
 _STOP_TIMEOUT: Final = 10.0
@@ -58,7 +68,7 @@ class FuseChild:
         """
         require_fuse()
         try:
-            self.directory = Path(tempfile.mkdtemp(prefix="sealserve-volume-"))
+            self.directory = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX))
         except OSError as error:
             raise Unavailable(
                 "volume.fuse_failed",

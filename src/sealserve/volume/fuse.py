@@ -39,6 +39,7 @@ import structlog
 from sealserve import logs
 from sealserve.errors import SealserveError, Unavailable
 from sealserve.hardening import forbid_core_dumps, lock_memory, mark_io_flusher
+from sealserve.volume import state as states
 from sealserve.volume.child import FILE_NAME, lazy_unmount
 from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher, wipe
 from sealserve.volume.engine import PlainView, SealedView, WritableView
@@ -184,6 +185,16 @@ class _Lifeline(threading.Thread):
             # noticed only with the next request; there may never be one.
             time.sleep(_REPEAT_PAUSE)
 
+    def forget(self) -> None:
+        """Remove what the parent would have removed: the mount's state, and its mount point."""
+        state = states.find(self._mountpoint) if self._mountpoint else None
+        if state is None or state.is_held:
+            return
+        if state.made:
+            with contextlib.suppress(OSError):
+                Path(state.mountpoint).rmdir()
+        states.forget(Path(state.mountpoint))
+
     def unmount_top(self) -> None:
         """A loop device under that mount goes with it (it was attached so)."""
         if self._mountpoint and mount_source(self._mountpoint) == self._file:
@@ -235,6 +246,7 @@ def main(arguments: list[str]) -> int:
     finally:
         if lifeline.cut:  # also what was mounted in the meantime
             lifeline.unmount_top()
+            lifeline.forget()
         _tidy_up(directory)
     return 0
 

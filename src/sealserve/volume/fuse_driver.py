@@ -21,9 +21,15 @@ class FuseDriver:
         require_fuse()
 
     def open(
-        self, path: Path, record: VolumeRecord, key: bytes | bytearray, mountpoint: Path
+        self,
+        path: Path,
+        record: VolumeRecord,
+        key: bytes | bytearray,
+        mountpoint: Path,
+        token: str | None = None,
     ) -> FuseMapping:
         """See `sealserve.volume.mapper.Driver`."""
+        del token
         settings = {"record": record.to_json().decode(), "mountpoint": str(mountpoint)}
         write = record.kind == "writable"
         # The child inherits the descriptor, and the lock with it.

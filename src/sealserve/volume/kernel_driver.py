@@ -32,12 +32,10 @@ from sealserve.volume.luks2 import parse_header
 from sealserve.volume.mapper import DriverName, locked_volume_file, open_volume_file
 from sealserve.volume.process import Runner, find_tool, run, secret_pipe
 from sealserve.volume.record import BLOCK_SIZE, VolumeRecord
+from sealserve.volume.takedown import close_mapping
 from sealserve.volume.verity import read_exactly
 
-__all__ = ["NAME_PREFIX", "KernelDriver", "attach_loop", "loop_device"]
-
-NAME_PREFIX: Final = "sealserve-"
-"""With which the names of all our device-mapper devices begin."""
+__all__ = ["KernelDriver", "attach_loop", "loop_device"]
 
 _CRYPT_TIMEOUT: Final = 120.0
 
@@ -87,12 +85,17 @@ class KernelDriver:
             find_tool(tool)
 
     def open(
-        self, path: Path, record: VolumeRecord, key: bytes | bytearray, mountpoint: Path
+        self,
+        path: Path,
+        record: VolumeRecord,
+        key: bytes | bytearray,
+        mountpoint: Path,
+        token: str | None = None,
     ) -> KernelMapping:
         """See `sealserve.volume.mapper.Driver`."""
         del mountpoint
         # Random, so that a name left over from a crash can not be mistaken for ours.
-        name = f"{NAME_PREFIX}{record.uuid}-{secrets.token_hex(4)}"
+        name = f"sealserve-{record.uuid}-{token or secrets.token_hex(4)}"
         with ExitStack() as stack:
             if record.kind == "writable":
                 self._open_writable(path, record, key, name, stack)
@@ -142,12 +145,7 @@ class KernelDriver:
         stack.callback(self._close, "cryptsetup", name)
 
     def _close(self, program: str, name: str) -> None:
-        """Close a mapping, also one that is held (then it goes with its last user) or gone."""
-        try:
-            self._run([program, "close", name])
-        except Unavailable:
-            if (self._mapper_directory / name).exists():
-                self._run([program, "close", "--deferred", name])
+        close_mapping(program, name, self._run, mapper_directory=self._mapper_directory)
 
     def _check_header(self, device: Path, record: VolumeRecord) -> None:
         with open_volume_file(device) as descriptor:

@@ -51,7 +51,12 @@ class Driver(Protocol):
         """Raise Unavailable, with the reason, if this machine cannot run the driver."""
 
     def open(
-        self, path: Path, record: VolumeRecord, key: bytes | bytearray, mountpoint: Path
+        self,
+        path: Path,
+        record: VolumeRecord,
+        key: bytes | bytearray,
+        mountpoint: Path,
+        token: str | None = None,
     ) -> Mapping:
         """Open a volume, a writable one for writing; on failure nothing is left behind.
 
@@ -60,6 +65,7 @@ class Driver(Protocol):
             record: its record; the file has been checked against it.
             key: the volume key.
             mountpoint: where the inside will be mounted.
+            token: the last part of the names of what is set up; random if absent.
         """
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import time
 from contextlib import ExitStack
@@ -26,19 +27,21 @@ from typing import Final, Literal, Self
 import structlog
 
 from sealserve.errors import InputError, Refused, Unavailable
+from sealserve.volume import state as states
 from sealserve.volume.child import end_process, lazy_unmount
 from sealserve.volume.drivers import driver_named
 from sealserve.volume.engine import check_file, check_key, check_writable
+from sealserve.volume.keeper import Keeper
 from sealserve.volume.kernel_driver import loop_device
-from sealserve.volume.mapper import Driver, Mapping, open_volume_file
+from sealserve.volume.mapper import Driver, DriverName, Mapping, open_volume_file
 from sealserve.volume.process import Runner, find_tool, is_mounted, run
 from sealserve.volume.record import VolumeRecord
+from sealserve.volume.state import MountState
+from sealserve.volume.takedown import unmount
 
 __all__ = ["Mount", "mount_sealed", "mount_writable"]
 
 _OPTIONS: Final = "nodev,nosuid,noexec"
-_UNMOUNT_ATTEMPTS: Final = 20
-_UNMOUNT_PAUSE: Final = 0.1
 _START_TIMEOUT: Final = 30.0
 
 _log = structlog.get_logger("sealserve.volume")
@@ -68,6 +71,11 @@ class Mount:
     def close(self) -> None:
         """Filesystem, mapping, loop device: all gone, in this order. Harmless when repeated."""
         self._undo.close()
+
+    @property
+    def is_up(self) -> bool:
+        """False once somebody else has unmounted it; `close` is still needed then."""
+        return is_mounted(self.mountpoint)
 
     def __enter__(self) -> Self:
         return self
@@ -178,8 +186,10 @@ def _mount(
                 hint="read it with `volume extract`, or mount it as root",
             )
     with ExitStack() as stack:
-        mountpoint = _prepare(mountpoint, stack)
-        mapping = driver.open(path, record, key, mountpoint)
+        mountpoint, made = _prepare(mountpoint, stack)
+        token = secrets.token_hex(4)
+        _hold(path, record, mountpoint, made, driver.name, token, stack)
+        mapping = driver.open(path, record, key, mountpoint, token)
         stack.callback(mapping.close)
         if by == "kernel":
             _mount_by_kernel(mapping, record, mountpoint, runner, stack)
@@ -197,12 +207,43 @@ def _mount(
         return Mount(mountpoint, driver.name, by, stack.pop_all())
 
 
-def _prepare(mountpoint: Path, stack: ExitStack) -> Path:
-    """An empty directory at the mount point; its resolved path."""
+def _hold(
+    path: Path,
+    record: VolumeRecord,
+    mountpoint: Path,
+    made: bool,
+    driver: DriverName,
+    token: str,
+    stack: ExitStack,
+) -> None:
+    """Announce the mount, and see to it that a kernel mount goes with this process."""
+    state = MountState.of_this_process(
+        mountpoint=str(mountpoint),
+        made=made,
+        volume=str(path.resolve()),
+        name=record.name,
+        version=record.version,
+        uuid=record.uuid,
+        kind=record.kind,
+        driver=driver,
+        token=token,
+    )
+    announced = state.announce()
+    if not announced:
+        _log.info("volume_unannounced", reason="cannot write below /run")
+    if announced and driver == "kernel":
+        stack.callback(Keeper(mountpoint).close)
+    stack.callback(states.forget, mountpoint)
+
+
+def _prepare(mountpoint: Path, stack: ExitStack) -> tuple[Path, bool]:
+    """An empty directory at the mount point; its resolved path, and whether it is new."""
     mountpoint = mountpoint.resolve()
+    made = False
     try:
         mountpoint.mkdir(mode=0o700)
         stack.callback(_remove_directory, mountpoint)
+        made = True
     except FileExistsError:
         pass
     except OSError as error:
@@ -214,11 +255,11 @@ def _prepare(mountpoint: Path, stack: ExitStack) -> Path:
             "volume.mountpoint",
             "something is mounted there already",
             where=str(mountpoint),
-            hint=f"umount {mountpoint}",
+            hint="`volume unmount` takes a volume away",
         )
     if not mountpoint.is_dir() or any(mountpoint.iterdir()):
         raise InputError("volume.mountpoint", "not an empty directory", where=str(mountpoint))
-    return mountpoint
+    return mountpoint, made
 
 
 def _remove_directory(path: Path) -> None:
@@ -272,17 +313,8 @@ def _kernel_has(filesystem: str) -> bool:
 
 
 def _unmount(mountpoint: Path, runner: Runner) -> None:
-    """Unmount; after two seconds of "busy" from under whoever still holds a file open."""
-    for _ in range(_UNMOUNT_ATTEMPTS):
-        if not is_mounted(mountpoint):
-            return
-        try:
-            runner(["umount", "--", str(mountpoint)])
-        except Unavailable:
-            time.sleep(_UNMOUNT_PAUSE)
-    if is_mounted(mountpoint):
+    if not unmount(mountpoint, runner):
         _log.warning("volume_busy", mountpoint=str(mountpoint), action="unmounted lazily")
-        lazy_unmount(mountpoint)
 
 
 def _mount_by_fuse2fs(

@@ -40,6 +40,8 @@ _PACKAGE_OF: Final = {
     "mkfs.erofs": "erofs-utils",
     "fsck.erofs": "erofs-utils",
     "debugfs": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "resize2fs": "e2fsprogs",
     "fuse2fs": "fuse2fs",
     "fusermount": "fuse3",
     "fusermount3": "fuse3",
@@ -53,7 +55,12 @@ class Runner(Protocol):
     """How a program is run; tests put their own in its place."""
 
     def __call__(
-        self, command: Sequence[str], *, pass_fds: Sequence[int] = (), timeout: float = 60
+        self,
+        command: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        timeout: float = 60,
+        accept: Sequence[int] = (0,),
     ) -> str:
         """Run a program to its end and return its stdout."""
 
@@ -76,7 +83,13 @@ def find_tool(name: str) -> str:
     )
 
 
-def run(command: Sequence[str], *, pass_fds: Sequence[int] = (), timeout: float = 60) -> str:
+def run(
+    command: Sequence[str],
+    *,
+    pass_fds: Sequence[int] = (),
+    timeout: float = 60,
+    accept: Sequence[int] = (0,),
+) -> str:
     """Run a program to its end.
 
     Args:
@@ -107,7 +120,7 @@ def run(command: Sequence[str], *, pass_fds: Sequence[int] = (), timeout: float 
         raise Unavailable(
             "volume.tool_timeout", f"{name} did not end within {timeout:g} s and was killed"
         ) from None
-    if done.returncode:
+    if done.returncode not in accept:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise Unavailable(
             "volume.tool_failed",
