@@ -382,7 +382,8 @@ for trap, method, value in (
     save(name, trap, getattr(trap, method))
     if value is not None:
         (key,) = (spec.name for spec in getattr(trap, method).input_signature)
-        answers(name, {key: value}, place=ONLY_TENSORFLOW)
+        place = ROOT if name == "trap_anyrank" else ONLY_TENSORFLOW
+        answers(name, {key: value}, place=place)
 save_v1("with_default", placeholder_with_default)
 answers("with_default", {"x": np.array([10, 20, 30], "f4")})
 save_v1("v1", reference_variables)

@@ -41,6 +41,14 @@ def test_row_and_column_form(running: Running) -> None:
     )
 
 
+def test_inputs_of_another_rank_are_computed_as_tensorflow_computes_them(running: Running) -> None:
+    """The original's first example sends ``[1.0, 2.0]`` to an input of shape ``[-1, 1]``."""
+    assert predict(running, {"instances": [[1], [2]]}) == (200, {"predictions": [[5.0], [8.0]]})
+    assert predict(running, {"inputs": 1}) == (200, {"outputs": 5.0})
+    path = "/v1/models/examples:predict"
+    assert predict(running, {"instances": [1.0, 2.0]}, path) == (200, {"predictions": [2, 3]})
+
+
 def test_paths_know_versions_labels_and_no_case(running: Running) -> None:
     body = {"instances": [1]}
     for path, answer in (
@@ -137,8 +145,16 @@ def tensor_info(name: str, *sizes: str) -> dict[str, Any]:
         (b'{"instances": [true]}', 400, "not of expected type: DT_FLOAT"),
         (b'{"instances": [null]}', 400, "not of expected type: DT_FLOAT"),
         (b'{"instances": [1e39]}', 400, "without loss of precision"),
-        (b'{"instances": [[1]]}', 400, "expects shape [-1] but [1, 1] is provided"),
-        (b'{"inputs": 1}', 400, "expects shape [-1] but [] is provided"),
+        (
+            b'{"signature_name": "pairs", "instances": [[1, 2, 3]]}',
+            400,
+            "expects shape [-1, 2] but [1, 3] is provided",
+        ),
+        (
+            b'{"signature_name": "pairs", "inputs": 1}',
+            400,
+            'the signature cannot be computed for "u" of rank 0',
+        ),
         (b'{"inputs": {"y": [1]}}', 400, "Missing named input: x"),
         (b'{"inputs": {"x": [1], "y": [1]}}', 400, "does not have named input: y"),
     ],

@@ -19,7 +19,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,7 @@ from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import LifeConfig, ModelConfig
 from sealserve.serving.labels import assign_labels
+from sealserve.serving.metrics import Metrics
 from sealserve.serving.runtimes.base import Model, Runtime
 from sealserve.serving.servable import (
     Handle,
@@ -41,6 +42,8 @@ from sealserve.serving.servable import (
 from sealserve.serving.status import status_of
 from sealserve.serving.table import Entry, Table
 from sealserve.serving.versions import find_versions
+
+Prepare = Callable[[str, int, Path, Model], None]
 
 __all__ = ["Catalog", "Handle", "ModelSpec", "State", "VersionStatus"]
 
@@ -64,8 +67,23 @@ class Catalog(Table):
         runtime: Runtime,
         log: Log,
         life: LifeConfig = LifeConfig(),  # noqa: B008 - frozen
+        *,
+        prepare: Prepare | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        """Know what to serve; nothing is loaded before `load`.
+
+        Args:
+            models: what to serve.
+            runtime: what loads it.
+            log: where changes are told.
+            life: how versions come and go.
+            prepare: done with each version before it is served; its error fails the load.
+            metrics: where loads are counted.
+        """
         super().__init__()
+        self._prepare = prepare
+        self._metrics = metrics or Metrics()
         self._configs = {model.name: model for model in models}
         self._runtime = runtime
         self._log = log
@@ -203,14 +221,17 @@ class Catalog(Table):
             if not replaces:
                 entry.versions[version] = servable
             servable.move(State.LOADING)
+        begun = time.perf_counter()
         try:
-            model = self._load_aside(path)
+            model = self._load_aside(name, version, path)
         except Exception as error:  # whatever a model does to its runtime, the others serve on
             failure = error if isinstance(error, SealserveError) else load_error(error, path)
+            self._metrics.loaded(name, version, "fail", time.perf_counter() - begun)
             self._note_failure(name, servable, failure)
             if replaces and before is not None:
                 before.path, before.seen = path, servable.seen  # not again until it changes
             return
+        self._metrics.loaded(name, version, "success", time.perf_counter() - begun)
         with self._lock:
             servable.failures = 0
             servable.model = model
@@ -242,17 +263,27 @@ class Catalog(Table):
             **failure.to_dict(),
         )
 
-    def _load_aside(self, path: Path) -> Model:
+    def _load_now(self, name: str, version: int, path: Path) -> Model:
+        model = self._runtime.load(path)
+        if self._prepare is not None:
+            try:
+                self._prepare(name, version, path, model)
+            except BaseException:
+                model.close()
+                raise
+        return model
+
+    def _load_aside(self, name: str, version: int, path: Path) -> Model:
         """Load in a thread of its own, which ends with its low priority."""
         if not self._gentle:
-            return self._runtime.load(path)
+            return self._load_now(name, version, path)
         answer: list[Model] = []
         failure: list[Exception] = []
 
         def work() -> None:
             try:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
-                answer.append(self._runtime.load(path))
+                answer.append(self._load_now(name, version, path))
             except Exception as error:
                 failure.append(error)
 

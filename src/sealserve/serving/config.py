@@ -164,6 +164,8 @@ class ServerConfig:
         reflection: tell clients the services and messages.
         tensor_content: answer with ``tensor_content`` instead of typed fields.
         runtime: how models are run.
+        warm_up: replay the warm-up records of a model before it is served.
+        warm_up_iterations: how often each of them.
         life: how versions come and go.
         drain_seconds: how long a stopping server waits for the requests it has begun.
         log_note: stands in every line of the log; a simulated guest says so with it.
@@ -192,6 +194,8 @@ class ServerConfig:
     reflection: bool = False
     tensor_content: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    warm_up: bool = True
+    warm_up_iterations: int = 1
     life: LifeConfig = field(default_factory=LifeConfig)
     drain_seconds: float = 25.0
     log_note: str = ""

@@ -5,7 +5,7 @@ Rules this module keeps:
 * Both fronts call this and nothing below it; no protobuf request, no JSON and
   no HTTP is known here.
 * A request is checked against its signature before a runtime sees it: names,
-  types, rank and fixed dimensions.
+  types and dimensions; another rank only where the runtime decides about that itself.
 * Error texts that clients match are TensorFlow Serving's (``predict_util.cc``,
   ``get_model_status_impl.cc``).
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sealserve.errors import InputError
-from sealserve.serving.catalog import Catalog, Handle, ModelSpec, VersionStatus
+from sealserve.serving.catalog import Handle, ModelSpec, VersionStatus
 from sealserve.serving.inference import (
     CLASSIFY,
     INPUT,
@@ -29,6 +29,7 @@ from sealserve.serving.inference import (
 )
 from sealserve.serving.metrics import Metrics
 from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE, Model, Signature, TensorSpec
+from sealserve.serving.table import Table
 from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
 
@@ -79,7 +80,7 @@ class Dataplane:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Table,
         metrics: Metrics | None = None,
         *,
         method_name_check: bool = False,
@@ -94,11 +95,6 @@ class Dataplane:
         self._catalog = catalog
         self._metrics = metrics or Metrics()
         self._method_name_check = method_name_check
-
-    @property
-    def ready(self) -> bool:
-        """Whether anything can be answered."""
-        return bool(self._catalog.available())
 
     def predict(
         self,
@@ -124,7 +120,7 @@ class Dataplane:
             inputs = decode(wanted)
             _check_names(wanted, inputs)
             for key, tensor in wanted.inputs.items():
-                _check_tensor(key, tensor, inputs[key])
+                _check_tensor(handle.model, key, tensor, inputs[key])
             answer = self._run(handle, "Predict", wanted, inputs, outputs)
             return Prediction(handle.version, wanted, answer)
 
@@ -151,7 +147,7 @@ class Dataplane:
             results: list[Classes | list[float]] = []
             for task in tasks:
                 signature = _signature(handle.model, task.key)
-                _check_tensor(INPUT, signature.inputs[INPUT], inputs[INPUT])
+                _check_tensor(handle.model, INPUT, signature.inputs[INPUT], inputs[INPUT])
                 wanted = task.method.outputs_of(signature)
                 api = "Classify" if task.method is CLASSIFY else "Regress"
                 answer = self._run(handle, api, signature, inputs, wanted)
@@ -232,7 +228,7 @@ def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
         )
 
 
-def _check_tensor(key: str, spec: TensorSpec, array: Array) -> None:
+def _check_tensor(model: Model, key: str, spec: TensorSpec, array: Array) -> None:
     if array.dtype != numpy_dtype(spec.dtype):
         raise InputError(
             "request.dtype_mismatch",
@@ -240,9 +236,10 @@ def _check_tensor(key: str, spec: TensorSpec, array: Array) -> None:
         )
     if spec.shape is None:
         return
-    fits = len(spec.shape) == array.ndim and all(
-        fixed in (-1, size) for fixed, size in zip(spec.shape, array.shape, strict=True)
-    )
+    if len(spec.shape) == array.ndim:
+        fits = all(fixed in (-1, size) for fixed, size in zip(spec.shape, array.shape, strict=True))
+    else:
+        fits = model.takes_other_ranks
     if not fits:
         raise InputError(
             "request.shape_mismatch",

@@ -45,19 +45,21 @@ class PredictionService:
         return grpc.method_handlers_generic_handler(
             "tensorflow.serving.PredictionService",
             {
-                "Predict": methods.make("Predict", api_pb2.PredictRequest, self._predict),
-                "Classify": methods.make("Classify", api_pb2.ClassificationRequest, self._classify),
-                "Regress": methods.make("Regress", api_pb2.RegressionRequest, self._regress),
+                "Predict": methods.make("Predict", api_pb2.PredictRequest, self.predict),
+                "Classify": methods.make("Classify", api_pb2.ClassificationRequest, self.classify),
+                "Regress": methods.make("Regress", api_pb2.RegressionRequest, self.regress),
                 "MultiInference": methods.make(
-                    "MultiInference", api_pb2.MultiInferenceRequest, self._multi
+                    "MultiInference", api_pb2.MultiInferenceRequest, self.multi
                 ),
                 "GetModelMetadata": methods.make(
-                    "GetModelMetadata", api_pb2.GetModelMetadataRequest, self._metadata
+                    "GetModelMetadata", api_pb2.GetModelMetadataRequest, self.metadata
                 ),
             },
         )
 
-    def _predict(self, request: api_pb2.PredictRequest, call: Call) -> api_pb2.PredictResponse:
+    def predict(self, request: api_pb2.PredictRequest, call: Call) -> api_pb2.PredictResponse:
+        """Predict."""
+
         def decode(signature: Signature) -> Mapping[str, Array]:
             return {
                 key: self._decode(key, proto, signature) for key, proto in request.inputs.items()
@@ -88,17 +90,17 @@ class PredictionService:
             )
         return to_array(proto, self._config.max_request_bytes, where=f'input "{key}"')
 
-    def _classify(
+    def classify(
         self, request: api_pb2.ClassificationRequest, call: Call
     ) -> api_pb2.ClassificationResponse:
+        """Classify."""
         response = api_pb2.ClassificationResponse()
         _fill(response.result, self._one(request, call, Task(CLASSIFY, _signature(request))))
         _answer_spec(response.model_spec, request.model_spec, call)
         return response
 
-    def _regress(
-        self, request: api_pb2.RegressionRequest, call: Call
-    ) -> api_pb2.RegressionResponse:
+    def regress(self, request: api_pb2.RegressionRequest, call: Call) -> api_pb2.RegressionResponse:
+        """Regress."""
         response = api_pb2.RegressionResponse()
         values = self._one(request, call, Task(REGRESS, _signature(request)))
         for value in values:
@@ -111,9 +113,10 @@ class PredictionService:
         call.version = inferred.version
         return inferred.results[0]
 
-    def _multi(
+    def multi(
         self, request: api_pb2.MultiInferenceRequest, call: Call
     ) -> api_pb2.MultiInferenceResponse:
+        """MultiInference."""
         if not request.tasks:
             raise InputError("request.tasks_missing", "Inference request has no tasks.")
         tasks = [_task(each) for each in request.tasks]
@@ -142,9 +145,10 @@ class PredictionService:
                     entry.regression_result.regressions.add(value=value)
         return response
 
-    def _metadata(
+    def metadata(
         self, request: api_pb2.GetModelMetadataRequest, call: Call
     ) -> api_pb2.GetModelMetadataResponse:
+        """GetModelMetadata."""
         spec = _spec(request, call)
         if not request.metadata_field:
             raise InputError(

@@ -32,6 +32,7 @@ from sealserve.serving.model_service import ModelService
 from sealserve.serving.rest_front import RestFront
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.tls import TlsSource
+from sealserve.serving.warmup import WarmUp
 from sealserve.serving.watcher import Watcher
 from sealserve.stopping import StopSignals
 
@@ -77,6 +78,8 @@ class Server:
                 ChoosingRuntime(self._config.runtime, self._log),
                 self._log,
                 self._config.life,
+                prepare=WarmUp(self._config, metrics),
+                metrics=metrics,
             )
             self._health = Health(self._catalog)
             self._bind(self._catalog, self._health, gate, metrics, tls)

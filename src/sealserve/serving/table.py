@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sealserve.errors import InputError
 from sealserve.serving.runtimes.base import Model
@@ -50,6 +51,14 @@ class Table:
         self._lock = threading.Lock()
         self._released = threading.Condition(self._lock)
         self._entries: dict[str, Entry] = {}
+
+    @classmethod
+    def of(cls, name: str, version: int, model: Model) -> Table:
+        """A table of one version, which nobody else sees."""
+        table = cls()
+        servable = Servable(Path(), VersionStatus(version, State.AVAILABLE), model)
+        table._entries[name] = Entry(versions={version: servable})
+        return table
 
     @contextmanager
     def acquire(self, spec: ModelSpec) -> Iterator[Handle]:

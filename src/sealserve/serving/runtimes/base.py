@@ -64,7 +64,10 @@ class Model(ABC):
         definitions: every SignatureDef of the model as its file has it, for metadata.
         signatures: those that this model can run.
         refused: those it cannot, each with the reason.
+        takes_other_ranks: it decides itself about inputs of another rank than is stated.
     """
+
+    takes_other_ranks: bool = False
 
     definitions: Mapping[str, graph_pb2.SignatureDef]
     signatures: Mapping[str, Signature]

@@ -99,6 +99,7 @@ def of_signature(
     meta: graph_pb2.MetaGraphDef,
     key: str,
     wire: graph_pb2.SignatureDef | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> Graph:
     """The graph of one signature of a SavedModel.
 
@@ -107,6 +108,7 @@ def of_signature(
         meta: its meta graph, scalars spelled out.
         key: the signature's.
         wire: the signature itself, where it is another than the file's.
+        ranks: of inputs that come with another rank than the signature states.
 
     Raises:
         InputError: ``servable.differs``.
@@ -114,7 +116,7 @@ def of_signature(
     """
     wire = meta.signature_def[key] if wire is None else wire
     where = f"{path}, signature {key!r}"
-    signature = Signature.from_wire(key, wire)
+    signature = _of_ranks(Signature.from_wire(key, wire), ranks or {})
     _check_signature(signature, where)
     stateful = stateful_operations(meta.graph_def, wire)
     if stateful:
@@ -124,6 +126,20 @@ def of_signature(
         graph = _convert(directory, signature, wire, where)
     _prove(graph, signature, names, where)
     return Graph(signature, graph, names.inputs, names.outputs)
+
+
+def _of_ranks(signature: Signature, ranks: Mapping[str, int]) -> Signature:
+    """The signature for inputs of other ranks; one of unknown rank is a vector until asked."""
+    inputs = {}
+    for key, spec in signature.inputs.items():
+        if key in ranks or spec.shape is None:
+            inputs[key] = TensorSpec(spec.dtype, (-1,) * ranks.get(key, 1))
+        else:
+            inputs[key] = spec
+    if inputs == signature.inputs:
+        return signature
+    outputs = {key: TensorSpec(spec.dtype, None) for key, spec in signature.outputs.items()}
+    return Signature(signature.name, inputs, outputs, signature.method_name)
 
 
 def stateful_kinds(graph: ov.Model) -> list[str]:
@@ -161,13 +177,6 @@ def _check_signature(signature: Signature, where: str) -> None:
                     f"{kind} {key!r} is of type {dtype_name(spec.dtype)}, "
                     "which the OpenVINO runtime does not serve",
                     where=where,
-                )
-            if kind == "input" and spec.shape is None:
-                raise Unavailable(
-                    "servable.runtime_cannot",
-                    f"input {key!r} is of unknown rank, which the OpenVINO runtime does not serve",
-                    where=where,
-                    hint="export the model with the rank of its inputs",
                 )
     if not signature.outputs:
         raise InputError("servable.differs", "the signature has no outputs", where=where)

@@ -13,7 +13,8 @@ No cache directory is set: nothing of a model is written to a disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -24,7 +25,7 @@ import openvino as ov
 from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
-from sealserve.serving.runtimes.base import Model, Signature
+from sealserve.serving.runtimes.base import Model, Signature, TensorSpec
 from sealserve.serving.runtimes.exactness import WIDE_LIMIT, inexact_operations
 from sealserve.serving.runtimes.examples import ExampleCut, cut_examples, parse_examples
 from sealserve.serving.runtimes.graphs import Graph, of_signature, reason_of
@@ -37,6 +38,7 @@ from sealserve.wire.tensors import Array
 __all__ = ["OpenVinoRuntime"]
 
 _DEVICE = "CPU"
+_MAX_RANKS = 8
 
 # Signatures that are a SavedModel's own plumbing, not for clients.
 _INTERNAL_PREFIX = "__saved_model_"
@@ -100,15 +102,40 @@ class OpenVinoRuntime:
         where = f"{path}, signature {key!r}"
         cut = cut_examples(meta, meta.signature_def[key])
         if cut is None:
-            return self._compile(of_signature(path, meta, key), where)
+            first = self._compile(of_signature(path, meta, key), where)
+            stated = Signature.from_wire(key, meta.signature_def[key])
+            return _AnyRank(stated, first, lambda ranks: self._compile_ranks(path, key, ranks))
         behind = self._compile(of_signature(path, meta, key, cut.wire), where)
         return _ExampleFed(Signature.from_wire(key, meta.signature_def[key]), behind, cut)
 
+    def _compile_ranks(self, path: Path, key: str, ranks: Mapping[str, int]) -> _Compiled:
+        """Convert a signature anew for inputs of these ranks, with every proof."""
+        meta = read_meta_graph(path, self._tags)
+        spell_out_scalars(meta.graph_def)
+        graph = of_signature(path, meta, key, ranks=ranks)
+        return self._compile(graph, f"{path}, signature {key!r}, ranks {dict(ranks)}")
+
     def _load_file(self, file: Path) -> Model:
         graph = read_file(self._core, file)
-        compiled = self._compile(graph, str(file))
+        first = self._compile(graph, str(file))
+        compiled = _AnyRank(
+            graph.signature, first, lambda ranks: self._compile_file_ranks(file, ranks)
+        )
         definitions = {graph.signature.name: definition_of(graph)}
         return _OpenVinoModel(definitions, {graph.signature.name: compiled}, {})
+
+    def _compile_file_ranks(self, file: Path, ranks: Mapping[str, int]) -> _Compiled:
+        graph = read_file(self._core, file)
+        shapes = {
+            graph.inputs[key]: ov.PartialShape([-1] * rank)
+            for key, rank in ranks.items()
+            if key in graph.inputs
+        }
+        try:
+            graph.graph.reshape(shapes)
+        except RuntimeError as error:
+            raise InputError("request.shape_mismatch", reason_of(error)) from None
+        return self._compile(graph, f"{file}, ranks {dict(ranks)}")
 
     def _compile(self, graph: Graph, where: str) -> _Compiled:
         inexact = inexact_operations(graph.graph)
@@ -152,7 +179,7 @@ class _Compiled:
         feeds = {}
         for key, position in self._inputs.items():
             _check_range(key, inputs[key])
-            feeds[position] = np.ascontiguousarray(inputs[key])
+            feeds[position] = np.asarray(inputs[key], order="C")  # a scalar stays one
         request = self._pool.get()
         try:
             # Shared inputs spare a copy; they live until this call returns.
@@ -170,6 +197,47 @@ class _Compiled:
             self._pool.put(request)
 
 
+class _AnyRank:
+    """A signature that also takes inputs of other ranks than it states, as TensorFlow does.
+
+    TensorFlow feeds what it is given: ``[1.0, 2.0]`` goes into an input of shape
+    ``[-1, 1]`` if the operations behind it can use it. OpenVINO's graph has the
+    stated rank, so each other one is converted anew, from the file, when it is
+    first asked for; failures are remembered like successes, and both are few.
+    """
+
+    def __init__(
+        self, signature: Signature, first: _Compiled, make: Callable[[Mapping[str, int]], _Compiled]
+    ) -> None:
+        self.signature = signature
+        self._first = first
+        self._make = make
+        self._lock = threading.Lock()
+        self._others: dict[tuple[int, ...], _Compiled | SealserveError] = {}
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        ranks = {key: inputs[key].ndim for key in sorted(inputs)}
+        stated = self._first.signature.inputs
+        if all(_has_rank(stated[key], rank) for key, rank in ranks.items()):
+            return self._first.run(inputs, outputs)
+        return self._of(ranks).run(inputs, outputs)
+
+    def _of(self, ranks: Mapping[str, int]) -> _Compiled:
+        shape = tuple(ranks.values())
+        with self._lock:
+            if shape not in self._others:
+                if len(self._others) >= _MAX_RANKS:
+                    raise _no_rank(ranks, "too many others have been asked for")
+                try:
+                    self._others[shape] = self._make(ranks)
+                except SealserveError as error:
+                    self._others[shape] = _no_rank(ranks, error.message)
+            found = self._others[shape]
+        if isinstance(found, SealserveError):
+            raise found
+        return found
+
+
 class _ExampleFed:
     """A signature that takes serialized examples, over the graph behind its parser."""
 
@@ -184,10 +252,12 @@ class _ExampleFed:
         return self._behind.run(feeds, outputs)
 
 
-_Computed = _Compiled | _ExampleFed
+_Computed = _Compiled | _AnyRank | _ExampleFed
 
 
 class _OpenVinoModel(Model):
+    takes_other_ranks = True
+
     def __init__(
         self,
         definitions: Mapping[str, graph_pb2.SignatureDef],
@@ -217,6 +287,17 @@ def _check_range(key: str, array: Array) -> None:
             f'input "{key}" holds a {array.dtype} beyond +-{WIDE_LIMIT}, '
             "which the OpenVINO runtime cannot compute with",
         )
+
+
+def _has_rank(spec: TensorSpec, rank: int) -> bool:
+    return spec.shape is None or len(spec.shape) == rank
+
+
+def _no_rank(ranks: Mapping[str, int], why: str) -> InputError:
+    stated = ", ".join(f'"{key}" of rank {rank}' for key, rank in ranks.items())
+    return InputError(
+        "request.shape_mismatch", f"the signature cannot be computed for {stated}: {why}"
+    )
 
 
 def _position(ports: Sequence[Any], name: str) -> int:

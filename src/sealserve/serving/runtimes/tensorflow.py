@@ -88,6 +88,8 @@ class TensorFlowRuntime:
 
 
 class _TensorFlowModel(Model):
+    takes_other_ranks = True
+
     def __init__(
         self,
         definitions: Mapping[str, graph_pb2.SignatureDef],
