@@ -118,11 +118,23 @@ def _lite_keys(file: Path, ports: _Ports) -> LiteSignature | None:
         memoryview(content) as view,
     ):
         stated = read_signatures(view)
-    for each in stated:
+    for each in (_without_suffixes(one, ports) for one in stated):
         whole = set(each.inputs.values()) == set(ports.inputs)
         if whole and set(each.outputs.values()) == set(ports.outputs):
             return each
     return None
+
+
+def _without_suffixes(stated: LiteSignature, ports: _Ports) -> LiteSignature:
+    """Name tensors as OpenVINO does: older files may say ``x:0`` for ``x``, or the reverse."""
+
+    def named(tensors: dict[str, str], known: dict[str, Any]) -> dict[str, str]:
+        by_stem = {name.removesuffix(":0"): name for name in known}
+        return {key: by_stem.get(name.removesuffix(":0"), name) for key, name in tensors.items()}
+
+    return LiteSignature(
+        stated.key, named(stated.inputs, ports.inputs), named(stated.outputs, ports.outputs)
+    )
 
 
 def definition_of(graph: Graph) -> graph_pb2.SignatureDef:

@@ -11,20 +11,28 @@ TensorMap) and the FlatBuffers binary format.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from sealserve.errors import InputError
+from sealserve.serving.runtimes.flexbuffers import read_string_map
+from sealserve.wire.tensorflow import graph_pb2
 
 __all__ = ["LiteSignature", "read_signatures"]
 
 _IDENTIFIER: Final = b"TFL3"
 _MAX_ITEMS: Final = 65_536
 _MAX_NAME_BYTES: Final = 1024
+_MAX_LEGACY_BYTES: Final = 2**20
+# Before the schema had signatures, files carried SignatureDefs under this name.
+_LEGACY: Final = "signature_defs_metadata"
 
 # Field numbers, in the order of the schema.
-_MODEL_SUBGRAPHS, _MODEL_SIGNATURES = 2, 7
+_MODEL_SUBGRAPHS, _MODEL_BUFFERS, _MODEL_METADATA, _MODEL_SIGNATURES = 2, 4, 6, 7
+_METADATA_NAME, _METADATA_BUFFER, _BUFFER_DATA = 0, 1, 0
 _SUBGRAPH_TENSORS, _TENSOR_NAME = 0, 3
 _SIGNATURE_INPUTS, _SIGNATURE_OUTPUTS, _SIGNATURE_KEY, _SIGNATURE_SUBGRAPH = 0, 1, 2, 4
 _MAP_NAME, _MAP_TENSOR = 0, 1
@@ -49,8 +57,9 @@ def read_signatures(content: bytes | memoryview) -> list[LiteSignature]:
     if bytes(view[4:8]) != _IDENTIFIER:
         raise _malformed("it does not begin as one")
     try:
-        return list(_signatures(_Table(view, _offset(view, 0))))
-    except (struct.error, UnicodeDecodeError, IndexError):
+        model = _Table(view, _offset(view, 0))
+        return list(_signatures(model)) or _legacy_signatures(model)
+    except (struct.error, ValueError, IndexError, DecodeError):
         raise _malformed("a table reaches beyond the file") from None
 
 
@@ -66,6 +75,23 @@ def _signatures(model: _Table) -> Iterator[LiteSignature]:
                 _named(signature, _SIGNATURE_INPUTS, tensors),
                 _named(signature, _SIGNATURE_OUTPUTS, tensors),
             )
+
+
+def _legacy_signatures(model: _Table) -> list[LiteSignature]:
+    buffers = list(model.tables(_MODEL_BUFFERS))
+    found = []
+    for entry in model.tables(_MODEL_METADATA):
+        if entry.text(_METADATA_NAME) != _LEGACY:
+            continue
+        raw = buffers[entry.number(_METADATA_BUFFER)].data(_BUFFER_DATA)
+        for key, content in sorted(read_string_map(raw).items()):
+            wire = graph_pb2.SignatureDef.FromString(content)
+            found.append(LiteSignature(key, _tensors(wire.inputs), _tensors(wire.outputs)))
+    return found
+
+
+def _tensors(infos: Mapping[str, graph_pb2.TensorInfo]) -> dict[str, str]:
+    return {key: info.name for key, info in infos.items()}
 
 
 def _named(signature: _Table, number: int, tensors: list[str]) -> dict[str, str]:
@@ -101,6 +127,17 @@ class _Table:
         if size > _MAX_NAME_BYTES:
             raise IndexError
         return bytes(struct.unpack_from(f"<{size}s", self._view, start + 4)[0]).decode()
+
+    def data(self, field: int) -> bytes:
+        """A vector of bytes; empty where it is absent."""
+        at = self._field(field)
+        if at is None:
+            return b""
+        start = _offset(self._view, at)
+        (size,) = struct.unpack_from("<I", self._view, start)
+        if size > _MAX_LEGACY_BYTES:
+            raise IndexError
+        return bytes(struct.unpack_from(f"<{size}s", self._view, start + 4)[0])
 
     def tables(self, field: int) -> Iterator[_Table]:
         """A vector of tables; nothing where it is absent."""
