@@ -272,6 +272,26 @@ def test_rekey_says_where_the_new_key_is(owner: Owner) -> None:
     assert refusal_of(*unready) == (2, "broker.config_invalid")
 
 
+def test_backup_and_restore_name_the_head_and_the_key(owner: Owner, tmp_path: Path) -> None:
+    result_of(*owner.put())
+    made = result_of("broker", "backup", owner.broker, tmp_path / "b")
+    end = result_of("audit", "verify", "--broker", owner.broker)
+    assert made["head"] == f"{end['lines']}:{end['head']}"
+    again = ("broker", "backup", owner.broker, tmp_path / "b")
+    assert refusal_of(*again) == (2, "file.exists")
+    given = ("broker", "restore", tmp_path / "b", tmp_path / "r", "--expect-head")
+    assert refusal_of(*given, "7") == (2, "audit.head_malformed")
+    assert refusal_of(*given, f"9:{'0' * 64}")[0] == 3
+    done = result_of(*given, made["head"])
+    assert (done["kek"], done["kek_id"]) == (str(tmp_path / "r" / "kek"), made["kek_id"])
+    assert refusal_of("broker", "status", tmp_path / "r") == (4, "kek.unreadable")
+    (owner.broker / "kek").rename(tmp_path / "r" / "kek")
+    assert result_of("broker", "status", tmp_path / "r")["secrets"]["live"] == 1
+    told = sealserve("broker", "restore", tmp_path / "b", tmp_path / "s").stdout
+    assert "key to put back" in told
+    assert refusal_of("broker", "restore", owner.policy, tmp_path / "t") == (2, "backup.malformed")
+
+
 def test_init_twice_and_a_bad_name(owner: Owner, tmp_path: Path) -> None:
     again = ("broker", "init", owner.broker, "--name", "acme")
     assert refusal_of(*again) == (2, "broker.directory_exists")
@@ -289,7 +309,8 @@ def test_a_readable_kek_is_refused(owner: Owner) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ("broker", "init"), ("broker", "rekey"), ("broker", "serve"), ("broker", "status"),
+        ("broker", "init"), ("broker", "rekey"), ("broker", "backup"), ("broker", "restore"),
+        ("broker", "serve"), ("broker", "status"),
         ("broker", "doctor"),
         ("secret", "put"),
         ("secret", "rotate"), ("secret", "import"), ("secret", "destroy"),

@@ -55,6 +55,7 @@ __all__ = [
     "open_broker",
     "open_without_kek",
     "release_policy",
+    "require_new_place",
 ]
 
 DEFAULT_LEASE_SECONDS: Final = 24 * 3600
@@ -242,13 +243,7 @@ def create(
         Refused: ``broker.database_in_use``, ``store.version_unknown``.
         Unavailable: ``broker.directory_unwritable``, ``store.*``.
     """
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(
-            "broker.directory_exists",
-            "there is something at this place already",
-            where=str(root),
-            hint="give a new directory; a broker is never overwritten",
-        )
+    require_new_place(root)
     if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(
             "broker.name_invalid",
@@ -286,6 +281,21 @@ def create(
             hint="check the place's owner and free space",
         ) from None
     return identity
+
+
+def require_new_place(root: Path) -> None:
+    """A broker is made where nothing is.
+
+    Raises:
+        InputError: ``broker.directory_exists``.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(
+            "broker.directory_exists",
+            "there is something at this place already",
+            where=str(root),
+            hint="give a new directory; a broker is never overwritten",
+        )
 
 
 def open_broker(root: Path) -> Broker:

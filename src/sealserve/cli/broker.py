@@ -136,6 +136,74 @@ def rekey(
 
 
 @app.command()
+def backup(
+    directory: _Directory,
+    file: Annotated[Path, typer.Argument(help="The backup to write.", metavar="FILE")],
+    json: JsonFlag = False,
+) -> None:
+    """Write all that a broker keeps into one file, while it serves.
+
+    Secrets in it are wrapped, and the key that opens them is not in it: keep that
+    key elsewhere. Note the head, which `restore --expect-head` takes.
+
+    Example: sealserve broker backup /var/lib/sealserve/broker broker-2026-11-26.backup
+    """
+    from sealserve.broker.backup import backup as run
+
+    made = run(directory, file)
+    emit(
+        {"file": str(file), "head": str(made.head), **made.model_dump(mode="json")},
+        as_json=json,
+        text=f"wrote {file}: broker {made.name!r}, wrapped under {made.kek_id}\n"
+        f"  audit head  {made.head}",
+    )
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file of `broker backup`.", metavar="FILE")],
+    directory: Annotated[
+        Path, typer.Argument(help="The directory to make, or an empty one.", metavar="DIR")
+    ],
+    store: Annotated[
+        str | None,
+        typer.Option(help="Another database than the backup's, an empty one.", metavar="URL"),
+    ] = None,
+    expect_head: Annotated[
+        str | None,
+        typer.Option(
+            help="A head that the audit log once had: an older backup is refused.",
+            metavar="COUNT:SHA256",
+        ),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make a broker out of a backup, in an empty place.
+
+    Then put the key-encryption key back to where broker.yaml says it is.
+
+    Example: sealserve broker restore broker-2026-11-26.backup /var/lib/sealserve/broker
+    """
+    from sealserve.broker.audit_chain import ChainHead
+    from sealserve.broker.backup import restore as run
+
+    head = ChainHead.parse(expect_head, where="--expect-head") if expect_head else None
+    made, chosen = run(file, directory, store_url=store, expect=head)
+    kek = chosen.kek
+    place = (
+        str(directory / kek.file)
+        if kek.provider == "file"
+        else f"the one that {kek.provider} holds"
+    )
+    emit(
+        {"directory": str(directory), "head": str(made.head), "kek_id": made.kek_id, "kek": place},
+        as_json=json,
+        text=f"made {directory} from the backup of {made.created}\n"
+        f"  key to put back  {place} ({made.kek_id})",
+    )
+
+
+@app.command()
 def serve(
     directory: _Directory,
     listen: Annotated[
