@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from sealserve.demo import runner
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -75,3 +78,29 @@ def test_an_interrupted_demo_ends_its_processes(tmp_path: Path) -> None:
         except OSError:
             continue
         assert where != look
+
+
+def test_a_signal_while_a_service_is_started_leaves_no_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal used to come between the new process and the list of what must be ended."""
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def spawn(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(real(["sleep", "60"], **options))
+        signal.raise_signal(signal.SIGTERM)
+        return started[0]
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.subprocess, "Popen", spawn)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        silent = runner.Runner(tmp_path, lambda _: None, lambda _: None)
+        with pytest.raises(KeyboardInterrupt), silent as running:
+            running.start("a service", "service", "serve")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert started[0].poll() == -signal.SIGTERM

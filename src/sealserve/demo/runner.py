@@ -14,11 +14,12 @@ import json
 import os
 import selectors
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -218,7 +219,7 @@ class Runner:
         begin = time.monotonic()
         log = self.directory / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
-        with log.open("wb") as log_file:
+        with log.open("wb") as log_file, _uninterrupted():
             service = Service(
                 subprocess.Popen(
                     _program(command),
@@ -230,7 +231,7 @@ class Runner:
                     start_new_session=True,
                 )
             )
-        self._running.callback(service.stop)
+            self._running.callback(service.stop)
         line = service.wait_until_ready()
         seconds = time.monotonic() - begin
         if line:
@@ -271,6 +272,27 @@ class Runner:
         self.outcomes.append(outcome)
         self.on_end(outcome)
         return outcome
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold SIGTERM and SIGINT back until a new process is known to whoever ends it.
+
+    Swapped handlers, not a blocked mask: a mask would be the new process's as well.
+    """
+    came: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in numbers
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _program(command: tuple[str, ...]) -> list[str]:
