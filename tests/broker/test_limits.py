@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +12,15 @@ from pathlib import Path
 import grpc
 import pytest
 
-from sealserve.attestation.sealing import generate_key
+from sealserve.attestation.binding import NONCE_BYTES
+from sealserve.attestation.sealing import PUBLIC_KEY_BYTES, generate_key
 from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.config import LimitsConfig
 from sealserve.broker.limits import LocalLimits
 from sealserve.broker.protocol import CHALLENGE_METHOD, PUSHBACK_KEY
 from sealserve.errors import Unavailable
 from sealserve.wire.broker import v1_pb2
-from tests.broker.conftest import RESOURCE, Clock, Served, World, serve
+from tests.broker.conftest import BOOT_ID, RESOURCE, Clock, Served, World, serve
 from tests.broker.wire import Wire
 
 CONFIG = LimitsConfig(
@@ -157,3 +159,21 @@ def test_one_address_has_only_a_part_of_the_calls(
                 break
             time.sleep(0.05)
         assert bytes(world.ask().secret) == world.key
+
+
+def test_many_denied_releases_on_one_connection_are_all_answered(world: World) -> None:
+    """gRPC counts a call until it is collected: a denial must be part of no cycle."""
+    request = v1_pb2.ReleaseRequest(
+        resource=RESOURCE,
+        nonce=bytes(NONCE_BYTES),
+        boot_id=BOOT_ID,
+        hpke_public_key=bytes(PUBLIC_KEY_BYTES),
+        quote=b"quote",
+    )
+    gc.disable()
+    try:
+        with Wire(world) as wire:
+            answers = {wire.release(request).details for _ in range(100)}
+    finally:
+        gc.enable()
+    assert answers == {"release.nonce_unknown"}

@@ -316,6 +316,9 @@ def _refusal(case: Case, error: SealserveError) -> Decision:
     if not case.reasons:
         case.reasons.append(error.to_dict())
     if isinstance(error, InputError) or error.code.startswith("release."):
+        # Without the frames it passed, one of which will hold this decision: a cycle, and gRPC
+        # counts a call until it is collected, and refuses new ones beside too many.
+        error.__traceback__ = error.__context__ = None
         return Decision(None, error, codes, case.retry_seconds)
     # What is wrong inside this broker is for its operator, not for the peer.
     return Decision(None, unavailable())
