@@ -145,7 +145,7 @@ def test_a_looser_policy_waits_for_a_second_person(office: Office, tmp_path: Pat
 
 
 def test_the_local_command_line_waits_as_well(office: Office) -> None:
-    destroy = office.here("secret", "destroy", "models/demo", "--version", "1")
+    destroy = office.here("secret", "destroy", "models/demo", "--version", "1", "--yes")
     done = sealserve(*destroy)
     assert done.returncode == 1
     assert "NOT DONE YET: needs a second person (destroy)" in done.stdout
@@ -226,7 +226,7 @@ MORE_BAD = [
     ("resource.name_invalid", ("lease", "list", "--resource", "A")),
     ("proposal.unknown", ("proposal", "withdraw", "x")),
     ("secret.unknown", ("secret", "retire", "models/demo", "--version", "9")),
-    ("secret.unknown", ("secret", "destroy", "models/demo", "--version", "9")),
+    ("secret.unknown", ("secret", "destroy", "models/demo", "--version", "9", "--yes")),
 ]
 
 
@@ -262,7 +262,7 @@ COMMANDS = [
 ]  # fmt: skip
 _ARGUMENTS = {
     "show": ["models/demo"], "disable": ["m", "--version", "1"], "enable": ["m", "--version", "1"],
-    "retire": ["m", "--version", "1"], "destroy": ["m", "--version", "1"], "remove": ["m"],
+    "retire": ["m", "--version", "1"], "destroy": ["m", "--version", "1", "--yes"], "remove": ["m"],
     "revoke": ["x"], "approve": ["x"], "withdraw": ["x"],
 }  # fmt: skip
 
