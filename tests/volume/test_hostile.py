@@ -174,7 +174,12 @@ class Swapping(FuseDriver):
         self._rename = rename
 
     def open(
-        self, path: Path, record: VolumeRecord, key: bytes | bytearray, mountpoint: Path
+        self,
+        path: Path,
+        record: VolumeRecord,
+        key: bytes | bytearray,
+        mountpoint: Path,
+        token: str | None = None,
     ) -> FuseMapping:
         if self._rename:
             other = path.with_suffix(".other")
@@ -183,7 +188,7 @@ class Swapping(FuseDriver):
             other.replace(path)
         else:
             put(path, self._head)
-        return super().open(path, record, key, mountpoint)
+        return super().open(path, record, key, mountpoint, token)
 
 
 @pytest.mark.timeout(600)
