@@ -31,6 +31,7 @@ from sealserve.errors import Refused, SealserveError, Unavailable
 from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 from sealserve.wire.broker.admin import v1_pb2
+from tests.broker import vault
 from tests.broker.admin import Person
 from tests.broker.conftest import BOOT_ID, RESOURCE, policy_for, utc_now
 from tests.broker.operation.pages import get
@@ -292,3 +293,36 @@ def test_traces_are_made_if_a_collector_is_named(process: Process) -> None:
     assert {"listening", "release", "stopped"} <= {line["event"] for line in lines}
     (warning,) = [line for line in lines if line["event"] == "traces not sent"]
     assert set(warning) - {"program", "anchor"} == {"event", "source", "level", "timestamp"}
+
+
+def test_a_broker_with_vault_shows_neither_token_nor_secret(
+    process: Process, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text(vault.TOKEN)
+    with vault.running() as double:
+        command = [
+            sys.executable, "-m", "sealserve", "broker", "rekey", str(process.root),
+            "--kek", "vault", "--kek-set", f"vault_url={double.url}",
+            "--kek-set", "vault_key=sealserve", "--kek-set", f"vault_token_file={token}",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        process.start()
+        assert process.ask() == KEY
+        assert process.running is not None
+        proc = Path(f"/proc/{process.running.pid}")
+        places = {name: (proc / name).read_bytes() for name in ("cmdline", "environ")}
+        places |= {str(path): path.read_bytes() for path in process.root.iterdir()}
+        double.mode = "sealed"
+        with pytest.raises(Unavailable):
+            process.ask()
+        double.mode = "well"
+        assert process.ask() == KEY
+        process.stop()
+    places["log"] = process.stderr.read_bytes()
+    assert any(name.endswith("-wal") for name in places)
+    for name, content in places.items():
+        for planted in (b"PLANTED", vault.TOKEN.encode(), KEY[11:27]):
+            assert planted not in content, name
+    assert b"kek.vault_sealed" in places["log"]

@@ -93,6 +93,12 @@ class VaultWrapper:
         if not _CIPHERTEXT.fullmatch(ciphertext):
             raise NotOpened
         data = self._ask("decrypt", {"ciphertext": ciphertext, "associated_data": _text(bound)})
+        return self._key_of(data)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _key_of(self, data: dict[str, Any]) -> bytes:
         try:
             key = base64.b64decode(data["plaintext"], validate=True)
         except (KeyError, TypeError, ValueError, binascii.Error):
@@ -100,9 +106,6 @@ class VaultWrapper:
         if len(key) != DATA_KEY_BYTES:
             raise self._malformed()
         return key
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
     def _ask(self, act: str, request: dict[str, str]) -> dict[str, Any]:
         path = f"/v1/{quote(self._mount)}/{act}/{quote(self._key, safe='')}"
@@ -139,6 +142,9 @@ class VaultWrapper:
                 where=self._url,
                 hint="check that it runs and can be reached; nothing is released meanwhile",
             ) from None
+        return self._data(act, answer)
+
+    def _data(self, act: str, answer: Answer) -> dict[str, Any]:
         if answer.status != _OK:
             raise self._refusal(act, answer)
         document = _document(answer.body)

@@ -14,7 +14,7 @@ from sealserve.broker.protocol import MAX_SECRET_BYTES, resource_name
 from sealserve.errors import InputError
 from sealserve.files import read_limited
 
-__all__ = ["read_secrets"]
+__all__ = ["parse_secrets", "read_secrets"]
 
 _MAX_BYTES: Final = 1 << 20
 _MAX_ENTRIES: Final = 1000
@@ -35,23 +35,27 @@ def read_secrets(path: Path, prefix: str = "") -> dict[str, bytes]:
             ``file.too_large``.
         Unavailable: ``file.unreadable``.
     """
-    raw = read_limited(path, _MAX_BYTES)
+    return parse_secrets(read_limited(path, _MAX_BYTES), str(path), prefix)
+
+
+def parse_secrets(raw: bytes, where: str, prefix: str = "") -> dict[str, bytes]:
+    """As `read_secrets`, of the file's content; ``where`` is its name, for errors."""
     try:
         document = json.loads(raw, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or not 1 <= len(document) <= _MAX_ENTRIES:
-        raise _malformed(path, f"is no JSON object of 1 to {_MAX_ENTRIES} names, each once")
-    return {resource_name(prefix + name): _bytes(path, name, document[name]) for name in document}
+        raise _malformed(where, f"is no JSON object of 1 to {_MAX_ENTRIES} names, each once")
+    return {resource_name(prefix + name): _bytes(where, name, document[name]) for name in document}
 
 
-def _bytes(path: Path, name: str, value: object) -> bytes:
+def _bytes(where: str, name: str, value: object) -> bytes:
     try:
         secret = value.encode() if isinstance(value, str) else b""
     except UnicodeEncodeError:
         secret = b""
     if not 1 <= len(secret) <= MAX_SECRET_BYTES:
-        raise _malformed(path, f"{name!r} is no text of 1 to {MAX_SECRET_BYTES} bytes")
+        raise _malformed(where, f"{name!r} is no text of 1 to {MAX_SECRET_BYTES} bytes")
     return secret
 
 
@@ -62,10 +66,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _malformed(path: Path, reason: str) -> InputError:
+def _malformed(where: str, reason: str) -> InputError:
     return InputError(
         "secret.import_malformed",
         reason,
-        where=str(path),
+        where=where,
         hint='the original\'s file looks like {"name": "password", ...}',
     )
