@@ -19,7 +19,7 @@ from sealserve.attestation.sealing import generate_key
 from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.directory import Broker, open_broker
 from sealserve.broker.leases import Leases
-from sealserve.errors import SealserveError, Unavailable
+from sealserve.errors import Refused, SealserveError, Unavailable
 from tests.broker.conftest import Served, World, serve, utc_now
 from tests.broker.postgres import Postgres
 from tests.broker.wire import Answer, Wire
@@ -230,3 +230,27 @@ def test_a_lease_given_by_one_replica_is_known_to_the_other(world: World, replic
     assert replace(found, state="active") == found
     assert found.expires - found.issued == timedelta(seconds=600)
     assert abs(found.issued - utc_now()) < timedelta(seconds=60)
+
+
+def test_a_line_changed_in_the_database_is_found(world: World) -> None:
+    for _ in range(3):
+        world.ask()
+    with world.broker.store.writing() as session:
+        session.connection().exec_driver_sql(
+            "UPDATE audit_lines SET line = replace(line, 'released', 'denied') WHERE sequence = 4"
+        )
+    with pytest.raises(Refused) as caught:
+        world.broker.audit.verify()
+    assert (caught.value.code, caught.value.where) == ("audit.line_changed", "line 4")
+
+
+def test_an_error_of_the_server_shows_no_values(world: World) -> None:
+    """Its own sentences name the row: "Key (name)=(...) already exists"."""
+    planted = {"planted-name": b"planted bytes"}
+    world.broker.store.put_broker_keys(planted, world.broker.kek)
+    with pytest.raises(Unavailable) as caught:
+        world.broker.store.put_broker_keys(planted, world.broker.kek)
+    text = f"{caught.value!r} {caught.value} {caught.value.__cause__!r}"
+    assert "SQLSTATE 23505" in text
+    assert "planted" not in text
+    assert "INSERT" not in text
