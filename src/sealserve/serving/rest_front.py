@@ -35,6 +35,7 @@ from sealserve.serving.rest_json import dump
 from sealserve.serving.rest_server import HttpServer
 from sealserve.serving.status import HTTP_STATUS, Status, status_of
 from sealserve.serving.tls import TlsSource
+from sealserve.serving.v2_rest import RestV2
 
 __all__ = ["RestFront"]
 
@@ -43,8 +44,8 @@ _CORS = {
     "access-control-allow-methods": "POST, GET",
     "access-control-allow-headers": "Content-Type",
 }
-_LIVE = "/v1/health/live"
-_READY = "/v1/health/ready"
+_LIVE = ("/v1/health/live", "/v2/health/live")
+_READY = ("/v1/health/ready", "/v2/health/ready")
 
 
 class RestFront:
@@ -71,6 +72,7 @@ class RestFront:
             Unavailable: ``serve.port_unavailable``.
         """
         self._api = RestApi(dataplane)
+        self._v2 = RestV2(dataplane)
         self._config = config
         self._log = log
         self._gate = gate
@@ -100,11 +102,9 @@ class RestFront:
 
     async def _answer(self, request: Request) -> Response:
         path = request.url.path
-        if path in (_LIVE, _READY):
-            good = path == _LIVE or self._health.ready
-            response = _json(
-                dump({"ready" if path == _READY else "live": good}), 200 if good else 503
-            )
+        if path in _LIVE + _READY:
+            good = path in _LIVE or self._health.ready
+            response = _json(dump({path.rpartition("/")[2]: good}), 200 if good else 503)
         elif request.method == "OPTIONS":
             response = self._preflight(request)
         elif path == self._config.metrics_path:
@@ -142,7 +142,8 @@ class RestFront:
         self._gate.check(Role.PREDICT, call.peer)
         # The path as it was sent: a name may hold an encoded slash.
         path = request.scope["raw_path"].decode("latin-1")
-        call.api, work = self._api.find(request.method, path)
+        found = self._v2.find(request.method, path) or self._api.find(request.method, path)
+        call.api, work = found
         body = b""
         if request.method == "POST":
             limits = self._config.max_request_bytes, self._config.rest_timeout

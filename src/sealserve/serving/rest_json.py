@@ -31,10 +31,12 @@ from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
 
 __all__ = [
     "JsonRequest",
+    "array_of",
     "dump",
     "is_bytes",
     "parse_object",
     "parse_request",
+    "plain",
     "response_body",
     "signature_in",
 ]
@@ -321,6 +323,20 @@ def _slow(value: Any) -> bytes:
         raise TypeError(type(item).__name__)
 
     return json.dumps(value, default=plain, separators=(",", ":")).encode()
+
+
+def array_of(key: str, data_type: int, value: Any) -> Array:
+    """JSON values as an array of a DataType.
+
+    Raises:
+        InputError: ``request.json_values``.
+    """
+    return _array(key, TensorSpec(data_type, None), value)
+
+
+def plain(key: str, array: Array) -> Any:
+    """An array as `dump` writes it."""
+    return _writable(key, array)
 
 
 def _malformed(why: str) -> InputError:

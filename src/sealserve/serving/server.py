@@ -32,6 +32,7 @@ from sealserve.serving.model_service import ModelService
 from sealserve.serving.rest_front import RestFront
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.tls import TlsSource
+from sealserve.serving.v2_grpc import InferenceService
 from sealserve.serving.warmup import WarmUp
 from sealserve.serving.watcher import Watcher
 from sealserve.stopping import StopSignals
@@ -134,6 +135,7 @@ class Server:
         handlers = [
             PredictionService(dataplane, config).handler(methods),
             ModelService(dataplane, catalog, config.life, log).handler(methods),
+            InferenceService(dataplane, health).handler(methods),
         ]
         self._grpc = GrpcFront(handlers, config, tls, health)
         self.ports["grpc"] = self._grpc.port
