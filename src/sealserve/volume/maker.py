@@ -47,7 +47,15 @@ from sealserve.volume.record import (
 from sealserve.volume.tree import SourceTree, find_models, scan
 from sealserve.volume.verity import append_tree, read_exactly
 
-__all__ = ["SEGMENT_OFFSET", "Progress", "create_sealed", "create_writable", "partial_file"]
+__all__ = [
+    "SEGMENT_OFFSET",
+    "Plan",
+    "Progress",
+    "create_sealed",
+    "create_writable",
+    "finish",
+    "partial_file",
+]
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); the first never decreases."""
@@ -98,7 +106,7 @@ def create_sealed(
     """
     _check_target(path, key, force=force)
     tree = scan(source)
-    plan = _Plan(
+    plan = Plan(
         name=name,
         version=version,
         uuid=str(uuids.uuid4()),
@@ -147,7 +155,7 @@ def create_writable(
     """
     _check_target(path, key, force=force)
     tree = scan(source) if source else SourceTree(0, False, 0, b"")
-    plan = _Plan(
+    plan = Plan(
         name=name,
         version=version,
         uuid=str(uuids.uuid4()),
@@ -162,7 +170,7 @@ def create_writable(
 
 def _make(
     path: Path,
-    plan: _Plan,
+    plan: Plan,
     source: Path | None,
     tree: SourceTree,
     key: bytes | bytearray,
@@ -194,7 +202,7 @@ def _make(
                 )
             plan = replace(plan, data_size=size)
             os.ftruncate(descriptor, plan.segment_end)
-            record = _finish(descriptor, plan, report.hashed)
+            record = finish(descriptor, plan, report.hashed)
             os.fsync(descriptor)
             report.complete()
             partial.replace(path)
@@ -207,7 +215,7 @@ def _make(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What is decided before the first byte is written."""
 
     name: str
@@ -285,7 +293,7 @@ def _check_target(path: Path, key: bytes | bytearray, *, force: bool) -> None:
         )
 
 
-def _check_plan(plan: _Plan, owner_key: Ed25519PrivateKey) -> None:
+def _check_plan(plan: Plan, owner_key: Ed25519PrivateKey) -> None:
     """Make and sign a record with zeros for digests: better now than after an hour's work."""
     zeros = "0" * 64
     try:
@@ -354,7 +362,7 @@ def _watching(partial: Path, report: _Reporter) -> Iterator[None]:
         thread.join()
 
 
-def _finish(descriptor: int, plan: _Plan, hashed: Callable[[int], None]) -> VolumeRecord:
+def finish(descriptor: int, plan: Plan, hashed: Callable[[int], None]) -> VolumeRecord:
     """Lay the tree over a sealed volume; state in a record what the file now is."""
     area = hashlib.sha256(read_exactly(descriptor, SEGMENT_OFFSET, 0)).hexdigest()
     zeros = "0" * 64
