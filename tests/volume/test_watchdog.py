@@ -1,20 +1,24 @@
-"""What needs no hang: the rest is in test_writable.py."""
+"""What needs no hang: the rest is in test_writable.py and test_memory.py."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 from sealserve.volume.watchdog import _Connection
 
 
-def test_a_connection_that_is_gone_does_not_wait(tmp_path: Path) -> None:
-    """Unmounted before the watchdog's first look: it ended in a traceback."""
+def test_only_a_stuck_process_is_seen_as_stuck(tmp_path: Path) -> None:
     directory = os.open(tmp_path, os.O_PATH)
-    connection = _Connection(os.getpid(), 0, directory)
-    connection._place = connection._abort = os.open(tmp_path, os.O_PATH)
-    assert not connection.is_waiting()
-    (tmp_path / "waiting").write_bytes(b"3\n")
-    assert connection.is_waiting()
-    os.close(connection._place)
+    with subprocess.Popen(["/bin/sleep", "60"]) as idle:
+        connection = _Connection(idle.pid, 0, directory)
+        assert not connection.is_stuck()
+        idle.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while not connection.is_stuck():
+            assert time.monotonic() < deadline
+        idle.kill()
     os.close(directory)

@@ -12,9 +12,11 @@ mount's connection number, seconds to wait, and three inherited descriptors: hea
 Rules this module keeps:
 
 * It ends with the process that it watches.
-* All it needs is opened, read once and locked in memory before it starts to watch:
-  in the hour of need it must not wait for memory itself.
-* Busy is not hung: while requests wait, the heartbeat must stand still all the time.
+* All it needs is opened, read once and locked in memory before it starts to watch. In
+  the hour of need it must not wait for memory itself, nor let the kernel allocate any
+  for it: in a full cgroup, opening a file already waits for what hangs.
+* Busy is not hung, and neither is idle: for all of the time the heartbeat must stand
+  still and the process must be seen stuck in the kernel, or stopped.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ HEARTBEAT_SIZE: Final = 8
 """Bytes that the FUSE process changes with every request."""
 
 PATIENCE: Final = 15.0
-"""Seconds without a sign of life, while somebody waits, after which a mount is hung."""
+"""Seconds without a sign of life after which a stuck process's mount is hung."""
 
 _LOOK_EVERY: Final = 1.0
 _CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
@@ -54,15 +56,14 @@ _FSCONFIG_CMD_CREATE: Final = 6
 
 
 class _Connection:
-    """What the kernel shows of a FUSE connection, and how it is aborted."""
+    """What the kernel shows of the process that serves it, and how it is aborted."""
 
     def __init__(self, pid: int, number: int, directory: int) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._place = self._abort = -1
+        self._abort = -1
         with contextlib.suppress(OSError):  # fusectl is not mounted here, and we are not root
             connections = self._connections()
-            self._place = os.open(str(number), os.O_PATH, dir_fd=connections)
-            self._abort = os.open("abort", os.O_WRONLY, dir_fd=self._place)
+            self._abort = os.open(f"{number}/abort", os.O_WRONLY, dir_fd=connections)
             os.close(connections)
         self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
         self._directory = bytes(Path(f"/proc/self/fd/{directory}").readlink())
@@ -80,19 +81,9 @@ class _Connection:
         os.close(context)
         return int(mounted)
 
-    def is_waiting(self) -> bool:
-        """Whether requests wait; or, where that cannot be seen, the process does."""
-        if self._abort >= 0:
-            # The number is the one at the first read of each open file.
-            try:
-                waiting = os.open("waiting", os.O_RDONLY, dir_fd=self._place)
-            except FileNotFoundError:  # unmounted; the process ends in a moment
-                return False
-            try:
-                return os.read(waiting, 32).strip() != b"0"
-            finally:
-                os.close(waiting)
-        return os.pread(self._stat, 512, 0).rpartition(b") ")[2][:1] in b"DT"
+    def is_stuck(self) -> bool:
+        """Whether the process sleeps where no signal wakes it, or is stopped; idle, it does not."""
+        return os.pread(self._stat, 64, 0).rpartition(b") ")[2][:1] in b"DTt"
 
     def abort(self) -> bool:
         """Fail all requests; whether that could be done."""
@@ -119,16 +110,20 @@ def main(arguments: list[str]) -> int:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     with mmap.mmap(heartbeat_file, HEARTBEAT_SIZE, prot=mmap.PROT_READ) as heartbeat:
-        connection.is_waiting()
+        connection.is_stuck()
         lock_memory()
-        last, quiet_since = heartbeat[:], time.monotonic()
+        last, quiet, previous = heartbeat[:], 0.0, time.monotonic()
         while not poll.poll(_LOOK_EVERY * 1000):
-            now = time.monotonic()
-            if heartbeat[:] != last or not connection.is_waiting():
-                last, quiet_since = heartbeat[:], now
-            elif now - quiet_since > patience:
+            # Of a pause in which we were stopped ourselves only a look's time counts.
+            passed = min(time.monotonic() - previous, 2 * _LOOK_EVERY)
+            previous = time.monotonic()
+            if heartbeat[:] != last or not connection.is_stuck():
+                last, quiet = heartbeat[:], 0.0
+                continue
+            quiet += passed
+            if quiet > patience:
                 done = connection.abort()
-                log.error("volume_hung", pid=pid, seconds=round(now - quiet_since), aborted=done)
+                log.error("volume_hung", pid=pid, seconds=round(quiet), aborted=done)
                 return 1
     return 0
 
