@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from sealserve.cli import volume_mount
+from sealserve.cli import volume_make, volume_mount
 from sealserve.cli.console import JsonFlag, byte_progress, emit
 from sealserve.cli.volume_common import (
     FileArgument,
-    OwnerKey,
     OwnerPub,
     RecordArgument,
     RecordOption,
@@ -28,94 +24,6 @@ app.add_typer(record_app, name="record")
 @app.callback()
 def group() -> None:
     """Make, check and mount volumes."""
-
-
-@app.command()
-def create(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The volume to make.")],
-    source: Annotated[
-        Path, typer.Option("--from", help="Directory with models.config, models/ and tls/.")
-    ],
-    owner_key: OwnerKey,
-    name: Annotated[str, typer.Option(help="The volume's name, for example: models.")],
-    record: Annotated[Path, typer.Option(help="Where the signed record goes.")],
-    broker: Annotated[
-        Path, typer.Option(help="The broker's public document (broker.json): who gets the key.")
-    ],
-    sealed_key: Annotated[
-        Path, typer.Option(help="Where the key goes, sealed so that only that broker can read it.")
-    ],
-    volume_version: Annotated[int, typer.Option(help="Counts up with each remake.", min=1)] = 1,
-    size: Annotated[
-        int | None, typer.Option(help="MiB for the filesystem; else chosen from the source.", min=1)
-    ] = None,
-    force: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Seal a directory into an encrypted, authenticated volume.
-
-    Needs neither root nor device-mapper. The key is made here and leaves this
-    process only sealed to the broker: no disk ever holds it in the clear.
-
-    Example: sealserve volume create models.seal --from seal/ --owner-key ~/owner/owner.key
-    --name models --record models.record --broker broker.json --sealed-key models.key
-    """
-    import secrets
-
-    from sealserve.broker.deposit import seal_for
-    from sealserve.broker.identity import BrokerIdentity
-    from sealserve.errors import SealserveError
-    from sealserve.files import require_absent, require_writable_place, write_atomically
-    from sealserve.volume.cipher import wipe
-    from sealserve.volume.maker import create_sealed
-    from sealserve.volume.owner import load_owner_key
-    from sealserve.volume.record import KEY_SIZE, open_record
-
-    signer = load_owner_key(owner_key)
-    identity = BrokerIdentity.load(broker)
-    for target in (record, sealed_key):
-        require_writable_place(target)
-        if not force:
-            require_absent(target)
-    key = bytearray(secrets.token_bytes(KEY_SIZE))
-    try:
-        deposit = seal_for(identity, bytes(key))
-        with byte_progress() as bars:
-            bar = bars.add_task(f"sealing {source}", total=None)
-            signed = create_sealed(
-                file,
-                source,
-                key=key,
-                owner_key=signer,
-                name=name,
-                version=volume_version,
-                size=size and size << 20,
-                force=force,
-                progress=lambda done, total: bars.update(bar, completed=done, total=total),
-            )
-    finally:
-        wipe(key)
-    try:
-        write_atomically(sealed_key, deposit)
-        write_atomically(record, signed)
-    except SealserveError:
-        file.unlink()  # no one could ever open it
-        raise
-    made = open_record(signed, signer.public_key())
-    emit(
-        {
-            "volume": str(file),
-            "record": str(record),
-            "sealed_key": str(sealed_key),
-            **summary(made, signed),
-        },
-        as_json=json,
-        text=(
-            f"made {file} ({made.file_size >> 20} MiB, {len(made.models)} models), "
-            f"{record} and {sealed_key}\nnext: give the last two to the broker with "
-            "`sealserve secret put`, and the first to any host"
-        ),
-    )
 
 
 @app.command()
@@ -174,6 +82,11 @@ def verify_record(record: RecordArgument, owner_pub: OwnerPub, json: JsonFlag = 
     emit(result, as_json=json, text=table(found, signed, "good"))
 
 
+app.command()(volume_make.create)
+app.command()(volume_make.rebuild)
+app.command()(volume_make.rotate)
+app.command()(volume_make.backup_header)
+app.command()(volume_make.restore_header)
 app.command()(volume_mount.mount)
 app.command()(volume_mount.unmount)
 app.command("list")(volume_mount.list_mounts)

@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from sealserve.volume.record import VolumeRecord
 
 __all__ = [
+    "BackupOption",
     "DriverOption",
     "FileArgument",
     "KeyFd",
+    "OptionalKeyFd",
     "OwnerKey",
     "OwnerPub",
+    "PhraseFd",
     "RecordArgument",
     "RecordOption",
     "opened_record",
+    "read_phrase",
+    "read_secret",
     "summary",
     "table",
 ]
@@ -39,6 +44,77 @@ KeyFd = Annotated[
     int,
     typer.Option("--key-fd", help="Descriptor from which the 32-byte key is read, once.", min=0),
 ]
+OptionalKeyFd = Annotated[
+    int | None,
+    typer.Option("--key-fd", help="Descriptor from which the 32-byte key is read, once.", min=0),
+]
+BackupOption = Annotated[
+    Path | None,
+    typer.Option("--header-backup", help="Open by this backup and its phrase, without the key."),
+]
+PhraseFd = Annotated[
+    int | None,
+    typer.Option(help="Descriptor from which the recovery phrase is read; else typed.", min=0),
+]
+
+
+def read_secret(
+    record: VolumeRecord, key_fd: int | None, backup: Path | None, phrase_fd: int | None
+) -> bytearray:
+    """What opens a volume: its key, or what a header backup and its phrase give for it."""
+    from sealserve.errors import InputError
+    from sealserve.volume.cipher import XTS_KEY_SIZE, wipe
+    from sealserve.volume.process import read_key
+    from sealserve.volume.recovery import recover_key
+
+    if key_fd is not None:
+        return read_key(key_fd, XTS_KEY_SIZE)
+    if backup is None:
+        raise InputError(
+            "volume.key_missing",
+            "nothing opens the volume",
+            hint="give --key-fd, or --header-backup and its phrase",
+        )
+    phrase = read_phrase(phrase_fd, new=False)
+    try:
+        return recover_key(record, backup, phrase)
+    finally:
+        wipe(phrase)
+
+
+def read_phrase(descriptor: int | None, *, new: bool) -> bytearray:
+    """A recovery phrase: from a descriptor, byte for byte, or typed at the terminal.
+
+    Args:
+        descriptor: where it comes from; the terminal if absent.
+        new: ask for it twice, and make one up where nothing is typed.
+    """
+    import getpass
+    import sys
+
+    from sealserve.errors import InputError
+    from sealserve.volume.process import read_key
+    from sealserve.volume.recovery import MAX_PHRASE, new_phrase
+
+    if descriptor is not None:
+        return read_key(descriptor, MAX_PHRASE)
+    if not sys.stdin.isatty():
+        raise InputError(
+            "volume.phrase_missing",
+            "there is no terminal to type the recovery phrase at",
+            hint="give it through a descriptor: --phrase-fd",
+        )
+    if not new:
+        return bytearray(getpass.getpass("Recovery phrase: ").encode())
+    typed = getpass.getpass("New recovery phrase (empty: make one up): ").encode()
+    if not typed:
+        typed = new_phrase()
+        # The terminal only: standard output may go into a file.
+        with Path("/dev/tty").open("w") as terminal:
+            terminal.write(f"Write this down, it is shown once: {typed.decode()}\n")
+    elif getpass.getpass("The same again: ").encode() != typed:
+        raise InputError("volume.phrase_differs", "the two phrases are not the same")
+    return bytearray(typed)
 
 
 def opened_record(record: Path, owner_pub: Path) -> tuple[bytes, VolumeRecord]:
