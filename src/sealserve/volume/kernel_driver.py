@@ -180,7 +180,18 @@ def loop_device(path: Path, runner: Runner, *, read_only: bool = True) -> Iterat
     try:
         yield device
     finally:
+        _detach_loop(device, runner)
+
+
+def _detach_loop(device: str, runner: Runner) -> None:
+    """Once more if it did not work: nobody else would ever take this device away."""
+    try:
         runner(["losetup", "--detach", device])
+    except Unavailable:
+        # 1: it goes with its last user. Not there: it has gone.
+        autoclear = Path("/sys/block", Path(device).name, "loop/autoclear")
+        if autoclear.exists() and autoclear.read_text().strip() == "0":
+            runner(["losetup", "--detach", device])
 
 
 def attach_loop(path: Path, runner: Runner, *, read_only: bool = True) -> str:
@@ -193,7 +204,7 @@ def attach_loop(path: Path, runner: Runner, *, read_only: bool = True) -> str:
         # Cut off between its work and its answer: the file still knows its device.
         listing = ["losetup", "--noheadings", "--output=NAME", "--associated", str(path)]
         for device in runner(listing).split():
-            runner(["losetup", "--detach", device])
+            _detach_loop(device, runner)
         raise
 
 
