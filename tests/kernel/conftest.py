@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sealserve.volume.maker import create_sealed, create_writable
+from sealserve.volume.record import VolumeRecord, open_record
 from tests.conftest import missing
 from tests.kernel.machine import DISK, run_guest, why_not
 from tests.kernel.package import Kernel, NoKernelError, cached_kernel
@@ -18,7 +20,7 @@ from tests.soak import SOAK, times
 from tests.volume.conftest import Sealed, owner, plain, sealed, source
 from tests.volume.headers import CRAFTED
 
-__all__ = ["guest", "owner", "plain", "sealed", "source"]
+__all__ = ["State", "guest", "owner", "plain", "sealed", "source", "state"]
 
 VICTIM = "models/net/1/variables/data"
 # Those that cryptsetup opens with the right key when nothing below it objects, and the
@@ -60,8 +62,28 @@ def kernel() -> Kernel:
         raise AssertionError from None
 
 
+@dataclass(frozen=True)
+class State:
+    """A writable volume, as it was before the guest had it."""
+
+    path: Path
+    raw: bytes
+    record: VolumeRecord
+    key: bytes
+
+
 @pytest.fixture(scope="session")
-def guest(kernel: Kernel, sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> Guest:
+def state(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> State:
+    """A writable volume of the same owner, under the same key."""
+    path = tmp_path_factory.mktemp("state") / "state.vol"
+    raw = create_writable(path, size=24 << 20, key=sealed.key, owner_key=sealed.owner, name="state")
+    return State(path, raw, open_record(raw, sealed.owner.public_key()), sealed.key)
+
+
+@pytest.fixture(scope="session")
+def guest(
+    kernel: Kernel, sealed: Sealed, state: State, tmp_path_factory: pytest.TempPathFactory
+) -> Guest:
     """The findings of a guest that tried everything in `tests.kernel.scenarios`."""
     plan = _plan(sealed)
     public = sealed.owner.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -71,6 +93,11 @@ def guest(kernel: Kernel, sealed: Sealed, tmp_path_factory: pytest.TempPathFacto
         "owner.pub": public,
         "plan.json": json.dumps(plan).encode(),
     }
+    erofs = tmp_path_factory.mktemp("erofs") / "erofs.seal"
+    files["erofs.record"] = create_sealed(
+        erofs, sealed.source, key=sealed.key, owner_key=sealed.owner, name="e", filesystem="erofs"
+    )
+    files |= {"erofs.seal": erofs, "state.vol": state.path, "state.record": state.raw}
     with sealed.path.open("rb") as file:
         area = file.read(sealed.record.header.size)
     # Metadata and keyslot.

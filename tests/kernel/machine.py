@@ -27,9 +27,11 @@ from tests.soak import times
 
 KERNEL_MODULES = (
     "virtio_pci", "virtio_blk", "virtio_console", "qemu_fw_cfg", "loop", "xts", "aesni_intel",
-    "dm_mod", "dm_verity", "dm_crypt", "algif_skcipher", "crypto_null",
+    "dm_mod", "dm_verity", "dm_crypt", "algif_skcipher", "crypto_null", "erofs",
 )  # fmt: skip
-TOOLS = ("losetup", "veritysetup", "cryptsetup", "mkfs.ext4", "mount", "umount")
+TOOLS = (
+    "losetup", "veritysetup", "cryptsetup", "mkfs.ext4", "mount", "umount", "e2fsck", "resize2fs",
+)  # fmt: skip
 DISTRIBUTIONS = ("cryptography", "pydantic", "structlog", "typer", "rich")
 
 DISK = "data.img"
@@ -39,7 +41,7 @@ _CONSOLE = "console.log"
 _RESULTS = "results.jsonl"
 _IN_THE_GUEST = (
     "__init__", "kernel/__init__", "kernel/crash", "kernel/inside", "kernel/interop",
-    "kernel/scenarios", "volume/__init__", "volume/writer",
+    "kernel/life", "kernel/scenarios", "volume/__init__", "volume/writer",
 )  # fmt: skip
 _KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
 _INIT_ARGUMENTS = "-- -P -m tests.kernel.inside"

@@ -32,6 +32,13 @@ from sealserve.volume.owner import load_owner_public
 from sealserve.volume.process import Runner, run, secret_pipe
 from sealserve.volume.record import BLOCK_SIZE, VolumeRecord, open_record
 from tests.kernel.interop import every_layout, kernel_made
+from tests.kernel.life import (
+    crashed_half_way,
+    erofs,
+    killed_holder,
+    unmounted_from_outside,
+    writable,
+)
 
 DATA = Path("/data")
 VOLUME = DATA / "models.seal"
@@ -172,6 +179,11 @@ SCENARIOS: dict[str, Callable[[bytes], dict[str, Any]]] = {
         swapped_header_without_verity,
         every_layout,
         kernel_made,
+        killed_holder,
+        unmounted_from_outside,
+        crashed_half_way,
+        writable,
+        erofs,
     )
 }
 

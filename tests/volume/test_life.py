@@ -209,6 +209,22 @@ def test_a_mapping_that_is_still_used_goes_with_its_last_user(
     ]
 
 
+def test_two_may_close_the_same_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other is at it during our first attempt, and done before our second."""
+    mapper = mapped(monkeypatch, tmp_path, "sealserve-a-1")
+
+    def slower(command: Sequence[str], **_: Any) -> str:
+        if "--deferred" in command:
+            (mapper / "sealserve-a-1").unlink()
+        raise Unavailable("volume.tool_failed", "not active")
+
+    takedown.close_mapping("cryptsetup", "sealserve-a-1", slower)
+    (mapper / "sealserve-a-1").touch()
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    with pytest.raises(Unavailable):
+        takedown.close_mapping("cryptsetup", "sealserve-a-1", slower)
+
+
 _HOLDER = """
 import sys, time
 from pathlib import Path
@@ -225,13 +241,14 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("state_of_holder", ["killed", "closed"])
+@pytest.mark.parametrize("state_of_holder", ["killed", "alive"])
 def test_the_keeper_acts_only_for_a_holder_that_is_gone(
     tmp_path: Path, run_directory: Path, monkeypatch: pytest.MonkeyPatch, state_of_holder: str
 ) -> None:
     """In its own process it looks below the real /run; here its main is called."""
     from sealserve.volume import keeper
 
+    monkeypatch.setattr(states.abandoned, "__defaults__", (0.2,))
     reader, writer = os.pipe()
     mountpoint = tmp_path / "mnt"
     made = announced(tmp_path)
@@ -247,8 +264,21 @@ def test_the_keeper_acts_only_for_a_holder_that_is_gone(
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(reader)
-    assert mountpoint.exists() == (state_of_holder == "closed")
+    assert mountpoint.exists() == (state_of_holder == "alive")
     assert (states.known() == []) == (state_of_holder == "killed")
+
+
+def test_a_holder_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    """Its files close before it is gone: a keeper once found it alive, and left its mount."""
+    made = announced(tmp_path)
+    with subprocess.Popen(["sleep", "0.3"]) as ending:
+        path = states._path_of(made.mountpoint)
+        started = states._start_of(ending.pid)
+        fields = {**json.loads(path.read_text()), "pid": ending.pid, "started": started}
+        path.write_text(json.dumps(fields))
+        found = states.abandoned(tmp_path / "mnt")
+    assert found is not None
+    assert found.pid == ending.pid
 
 
 def test_the_keeper_ends_with_an_orderly_close(tmp_path: Path) -> None:

@@ -187,8 +187,8 @@ class _Lifeline(threading.Thread):
 
     def forget(self) -> None:
         """Remove what the parent would have removed: the mount's state, and its mount point."""
-        state = states.find(self._mountpoint) if self._mountpoint else None
-        if state is None or state.is_held:
+        state = states.abandoned(self._mountpoint) if self._mountpoint else None
+        if state is None:
             return
         if state.made:
             with contextlib.suppress(OSError):

@@ -65,8 +65,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     lifeline, mountpoint = int(arguments[0]), Path(arguments[1])
     os.read(lifeline, 1)
-    state = states.find(mountpoint)
-    if state is None or state.is_held:
+    if states.abandoned(mountpoint) is None:
         return 0
     logs.configure(program="sealserve volume")
     log = structlog.get_logger("sealserve.volume.keeper")

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -22,9 +23,10 @@ from typing import Any, Final, Self
 from sealserve.errors import InputError, Unavailable
 from sealserve.files import make_directory, read_limited, write_atomically
 
-__all__ = ["MountState", "find", "forget", "known", "state_directory"]
+__all__ = ["MountState", "abandoned", "find", "forget", "known", "state_directory"]
 
 _MAX_BYTES: Final = 16384
+_LOOK_EVERY: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,27 @@ def state_directory() -> Path:
 def find(mountpoint: Path) -> MountState | None:
     """What was announced for a mount point."""
     return _read(_path_of(str(mountpoint)))
+
+
+def abandoned(mountpoint: Path, patience: float = 30.0) -> MountState | None:
+    """What a holder that has just ended has left announced.
+
+    A process that ends closes its files first: whoever learns of its end by a pipe
+    still sees it for a moment.
+
+    Args:
+        mountpoint: of the mount.
+        patience: seconds to wait for the holder to be gone.
+
+    Returns:
+        None if it closed in order, or lives after all.
+    """
+    deadline = time.monotonic() + patience
+    while (state := find(mountpoint)) and state.is_held:
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(_LOOK_EVERY)
+    return state
 
 
 def forget(mountpoint: Path) -> None:

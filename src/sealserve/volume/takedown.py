@@ -63,11 +63,17 @@ def close_mapping(
         runner: runs the system's programs.
         mapper_directory: where device-mapper devices appear, if not in ``/dev/mapper``.
     """
-    try:
-        runner([program, "close", name])
-    except Unavailable:
-        if ((mapper_directory or _MAPPER) / name).exists():
-            runner([program, "close", "--deferred", name])
+    device = (mapper_directory or _MAPPER) / name
+    for options in ([], ["--deferred"]):
+        try:
+            runner([program, "close", *options, name])
+        except Unavailable:
+            if not device.exists():  # or another was quicker
+                return
+            if options:
+                raise
+        else:
+            return
 
 
 def take_down(mountpoint: Path, runner: Runner = run) -> bool:
@@ -183,9 +189,14 @@ def _all_mappings() -> list[str]:
 def _mappings_below(source: str) -> list[str]:
     """Our mappings under a mounted device, top first."""
     found: list[str] = []
-    if not source.startswith("/dev/"):
+    try:
+        number = Path(source).stat().st_rdev
+        # By number: without udev, what is in /dev/mapper is no link to a name of the kernel's.
+        block = (
+            _BLOCK / Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve().name
+        )
+    except OSError:
         return found
-    block = _BLOCK / Path(source).resolve().name
     while (name := block / "dm" / "name").exists():
         text = name.read_text().strip()
         if text.startswith(_PREFIX):
