@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sealserve.cli import volume_make, volume_mount
+from sealserve.cli import volume_make, volume_mount, volume_read
 from sealserve.cli.console import JsonFlag, byte_progress, emit
 from sealserve.cli.volume_common import (
     FileArgument,
@@ -87,6 +87,8 @@ app.command()(volume_make.rebuild)
 app.command()(volume_make.rotate)
 app.command()(volume_make.backup_header)
 app.command()(volume_make.restore_header)
+app.command()(volume_read.read)
+app.command()(volume_read.extract)
 app.command()(volume_mount.mount)
 app.command()(volume_mount.unmount)
 app.command("list")(volume_mount.list_mounts)
