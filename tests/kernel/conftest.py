@@ -117,5 +117,6 @@ def _plan(sealed: Sealed) -> dict[str, Any]:
         "victim": VICTIM,
         "layouts": LAYOUTS,
         "swaps": times(100, 8),
+        "cycles": times(200, 16),
         "seconds": times(1200, 120),
     }

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sealserve.errors import SealserveError
+from sealserve.errors import SealserveError, Unavailable
 from sealserve.volume.engine import verify_file
 from sealserve.volume.kernel_driver import KernelDriver, loop_device
 from sealserve.volume.mapper import open_volume_file
@@ -44,6 +44,12 @@ DATA = Path("/data")
 VOLUME = DATA / "models.seal"
 COPY = DATA / "copy.seal"
 MOUNTPOINT = Path("/mnt")
+
+# Each program that a mount calls and an unmount, with a word that tells the calls apart.
+_STEPS = (
+    ("losetup", "--find"), ("veritysetup", "open"), ("cryptsetup", "open"), ("mount", "-t"),
+    ("losetup", "--detach"), ("umount", "--"), ("cryptsetup", "close"), ("veritysetup", "close"),
+)  # fmt: skip
 
 _FIBMAP = 1  # <linux/fs.h>: a file's block number on its device
 
@@ -165,6 +171,35 @@ def _opens(loop: str, key: bytes) -> bool:
     return True
 
 
+def failing_steps(key: bytes) -> dict[str, Any]:
+    """Mounted and unmounted again and again, a program failing once in each round."""
+    steps = itertools.cycle(itertools.product(_STEPS, (False, True)))
+    outcomes = []
+    for step, after in itertools.islice(steps, _plan()["cycles"]):
+        runner = _failing_once(step, after=after)
+        outcome = _attempt(functools.partial(_mount_and_close, VOLUME, key, runner))
+        outcomes.append([*step, after, outcome])
+    return {"outcomes": outcomes}
+
+
+def _failing_once(step: tuple[str, str], *, after: bool) -> Runner:
+    program, word = step
+    failed = False
+
+    def fail_or_run(
+        command: Sequence[str], *, pass_fds: Sequence[int] = (), timeout: float = 60
+    ) -> str:
+        nonlocal failed
+        if failed or command[0] != program or word not in command:
+            return run(command, pass_fds=pass_fds, timeout=timeout)
+        failed = True
+        if after:
+            run(command, pass_fds=pass_fds, timeout=timeout)
+        raise Unavailable("volume.tool_failed", "injected")
+
+    return fail_or_run
+
+
 SCENARIOS: dict[str, Callable[[bytes], dict[str, Any]]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -177,6 +212,7 @@ SCENARIOS: dict[str, Callable[[bytes], dict[str, Any]]] = {
         flipped_file,
         swapped_header,
         swapped_header_without_verity,
+        failing_steps,
         every_layout,
         kernel_made,
         killed_holder,
@@ -233,8 +269,8 @@ def _open_and_close(path: Path, key: bytes, runner: Runner = run) -> None:
     KernelDriver(runner).open(path, _record(), key, MOUNTPOINT).close()
 
 
-def _mount_and_close(path: Path, key: bytes) -> None:
-    mount_sealed(path, _record(), key, MOUNTPOINT, driver="kernel").close()
+def _mount_and_close(path: Path, key: bytes, runner: Runner = run) -> None:
+    mount_sealed(path, _record(), key, MOUNTPOINT, driver="kernel", runner=runner).close()
 
 
 def _attempt(action: Callable[[], None]) -> str:

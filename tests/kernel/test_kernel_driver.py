@@ -101,3 +101,15 @@ def test_the_swapped_headers_do_fool_cryptsetup_alone(guest: Guest) -> None:
     found = guest["swapped_header_without_verity"]
     assert found["right"] == sorted(HOSTILE)
     assert found["wrong"] == [ANY_KEY]
+
+
+def test_a_failure_at_each_step_is_refused_or_made_good(guest: Guest) -> None:
+    """That nothing is left is said by `test_nothing_is_left_behind`."""
+    outcomes = guest["failing_steps"]["outcomes"]
+    assert len(outcomes) == guest.plan["cycles"]
+    for program, word, after, outcome in outcomes:
+        opening = (program, word) in {
+            ("losetup", "--find"), ("veritysetup", "open"), ("cryptsetup", "open"), ("mount", "-t"),
+        }  # fmt: skip
+        expected = "injected" if opening else "opened"
+        assert expected in outcome, (program, word, after, outcome)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,7 @@ from sealserve.volume.verity import read_exactly
 
 __all__ = ["KernelDriver", "attach_loop", "loop_device"]
 
-_CRYPT_TIMEOUT: Final = 120.0
+_OPEN_TIMEOUT: Final = 120.0
 
 
 class KernelDriver:
@@ -113,14 +113,12 @@ class KernelDriver:
     ) -> None:
         stack.enter_context(locked_volume_file(path))
         with loop_device(path, self._run) as loop:
-            self._run(_verity_command(record, loop, f"{name}-verity"))
-        stack.callback(self._close, "veritysetup", f"{name}-verity")
+            self._set_up(_verity_command(record, loop, f"{name}-verity"), f"{name}-verity", stack)
         verified = self._mapper_directory / f"{name}-verity"
         self._check_header(verified, record)
         with secret_pipe(key) as reader:
             command = _crypt_command(str(verified), name, reader, len(key), ["--readonly"])
-            self._run(command, pass_fds=[reader], timeout=_CRYPT_TIMEOUT)
-        stack.callback(self._close, "cryptsetup", name)
+            self._set_up(command, name, stack, pass_fds=[reader])
 
     def _open_writable(
         self,
@@ -141,8 +139,21 @@ class KernelDriver:
             copy.flush()
             header = [f"--header=/proc/self/fd/{copy.fileno()}"]
             command = _crypt_command(loop, name, reader, len(key), header)
-            self._run(command, pass_fds=[reader, copy.fileno()], timeout=_CRYPT_TIMEOUT)
-        stack.callback(self._close, "cryptsetup", name)
+            self._set_up(command, name, stack, pass_fds=[reader, copy.fileno()])
+
+    def _set_up(
+        self, command: list[str], name: str, stack: ExitStack, *, pass_fds: Sequence[int] = ()
+    ) -> None:
+        """Run a program that makes a device; the device goes with the stack."""
+        program = command[0]
+        try:
+            self._run(command, pass_fds=pass_fds, timeout=_OPEN_TIMEOUT)
+        except BaseException:
+            # Cut off between its work and its answer.
+            if (self._mapper_directory / name).exists():
+                self._close(program, name)
+            raise
+        stack.callback(self._close, program, name)
 
     def _close(self, program: str, name: str) -> None:
         close_mapping(program, name, self._run, mapper_directory=self._mapper_directory)
