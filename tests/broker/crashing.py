@@ -1,10 +1,10 @@
-"""A broker that kills itself at one step of a release.
+"""A broker that kills itself at one step of a release, or of a renewal.
 
-    python -m tests.broker.crashing STEP REPORT -- broker serve ...
+    python -m tests.broker.crashing release|renewal STEP REPORT -- broker serve ...
 
 A step is a call into the broker's own code, or into the database's driver and
-back, on the thread that handles one `Release`, from its first line to its last. With
-STEP 0 nothing is killed and the number of steps is written to the file REPORT.
+back, on the thread that handles one `Release` or `Renew`, from its first line to its
+last. With STEP 0 nothing is killed and the number of steps is written to the file REPORT.
 """
 
 from __future__ import annotations
@@ -14,29 +14,31 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from sealserve import broker
 from sealserve.broker.release import KeyRelease
+from sealserve.broker.renewal import LeaseRenewal
 from sealserve.cli import main
 
 _BROKER = os.fspath(Path(broker.__file__).parent)
 _DRIVER = "sqlite3."
+_ACTS = {"release": KeyRelease.release.__code__, "renewal": LeaseRenewal.renew.__code__}
 
 
 class _Steps(threading.local):
-    """Counts the steps of the release on this thread."""
+    """Counts the steps of the act on this thread."""
 
     inside = False
     count = 0
 
 
-def _watch(limit: int, report: Path) -> Any:
+def _watch(act: CodeType, limit: int, report: Path) -> Any:
     steps = _Steps()
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
-        if frame.f_code is KeyRelease.release.__code__:
+        if frame.f_code is act:
             if event == "call":
                 steps.inside, steps.count = True, 0
             elif event == "return":
@@ -61,6 +63,6 @@ def _is_step(frame: FrameType, event: str, argument: Any) -> bool:
 
 
 if __name__ == "__main__":
-    threading.setprofile(_watch(int(sys.argv[1]), Path(sys.argv[2])))
-    sys.argv[1:] = sys.argv[4:]
+    threading.setprofile(_watch(_ACTS[sys.argv[1]], int(sys.argv[2]), Path(sys.argv[3])))
+    sys.argv[1:] = sys.argv[5:]
     main()

@@ -1,4 +1,7 @@
-"""kill -9 at any step of a release: no key without its line, a whole chain, a sound store."""
+"""kill -9 at any step of a release or renewal: no key and no longer lease without its line.
+
+Each time the chain is whole, the store sound, and a broker started on it goes on.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,11 @@ import random
 import signal
 import sqlite3
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from sealserve.errors import SealserveError
 from tests.broker.test_process import KEY, Process
@@ -14,40 +21,73 @@ from tests.broker.test_process import process as process  # the fixture
 from tests.soak import times
 
 
-def _start(process: Process, step: int, report: Path) -> None:
-    process.start([sys.executable, "-m", "tests.broker.crashing", str(step), str(report), "--"])
+def _start(process: Process, act: str, step: int, report: Path) -> None:
+    watched = [sys.executable, "-m", "tests.broker.crashing", act, str(step), str(report), "--"]
+    process.start(watched)
 
 
-def _steps_of_a_release(process: Process, report: Path) -> int:
-    _start(process, 0, report)
-    assert process.ask() == KEY
-    process.stop()
-    return int(report.read_text())
+def _steps(total: int) -> Iterator[int]:
+    """Every step under `make soak`; a few drawn ones, the last among them, otherwise."""
+    assert total > 40  # it saw the driver and the broker's own calls
+    yield from sorted(random.Random(4).sample(range(1, total), times(total - 1, 2)))
+    yield total
+
+
+def _found(process: Process) -> tuple[list[dict[str, Any]], dict[str, bool]]:
+    """The audit lines, and by lease whether it was renewed; chain and store are checked."""
+    assert process.running is not None
+    assert process.running.wait(20) == -signal.SIGKILL
+    entries = process.audit()
+    with closing(sqlite3.connect(process.root / "broker.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        rows = connection.execute("SELECT id, renewed > issued FROM leases")
+        return entries, {lease: bool(renewed) for lease, renewed in rows}
 
 
 def test_kill_9_at_every_step_of_a_release(process: Process, tmp_path: Path) -> None:
-    """Every step under `make soak`; a few drawn ones, the last among them, otherwise."""
-    total = _steps_of_a_release(process, tmp_path / "steps")
-    assert total > 40  # it saw the driver and the broker's own calls
-    drawn = random.Random(4).sample(range(1, total), times(total - 1, 5))
+    report = tmp_path / "steps"
+    _start(process, "release", 0, report)
+    assert process.ask() == KEY
+    process.stop()
     arrived = 1
-    for step in [*sorted(drawn), total]:
-        _start(process, step, tmp_path / "steps")
+    for step in _steps(total := int(report.read_text())):
+        _start(process, "release", step, report)
         try:
             process.ask()
         except SealserveError:
             pass
         else:  # the answer was on its way before the step came
             arrived += 1
-        assert process.running is not None
-        assert process.running.wait(20) == -signal.SIGKILL, f"step {step} of {total}"
-        entries = process.audit()  # the chain is checked here
+        entries, leases = _found(process)
         written = sum(entry.get("verdict") == "released" for entry in entries)
         assert written >= arrived, f"step {step} of {total}: a key went out without its line"
-        with sqlite3.connect(process.root / "broker.db") as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            leases = {row[0] for row in connection.execute("SELECT id FROM leases")}
-        assert leases == {entry["lease"] for entry in entries if entry["event"] == "release"}
-        connection.close()
+        assert leases.keys() == {line["lease"] for line in entries if line["event"] == "release"}
     process.start()
     assert process.ask() == KEY
+    print(f"killed at {total} steps of a release")
+
+
+def test_kill_9_at_every_step_of_a_renewal(process: Process, tmp_path: Path) -> None:
+    report = tmp_path / "steps"
+    _start(process, "renewal", 0, report)
+    lease = process.release().lease_id
+    assert process.renew(lease) > 0
+    process.stop()
+    arrived = {lease}
+    for step in _steps(total := int(report.read_text())):
+        _start(process, "renewal", step, report)
+        lease = process.release().lease_id
+        try:
+            process.renew(lease)
+        except SealserveError:
+            pass
+        else:
+            arrived.add(lease)
+        entries, leases = _found(process)
+        lines = Counter(line["lease"] for line in entries if line["event"] == "renewal")
+        assert lines.keys() >= arrived, f"step {step} of {total}: renewed without its line"
+        assert set(lines.values()) == {1}
+        assert lines.keys() == {each for each, renewed in leases.items() if renewed}
+    process.start()
+    assert process.renew(lease) > 0  # which the last kill left as it was, or renewed
+    print(f"killed at {total} steps of a renewal")

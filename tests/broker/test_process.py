@@ -22,7 +22,7 @@ import pytest
 
 from sealserve.address import Address
 from sealserve.broker.admin_client import AdminClient
-from sealserve.broker.client import request_release
+from sealserve.broker.client import Released, request_release, request_renewal
 from sealserve.broker.config import AdminConfig, BrokerConfig, render
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import create, open_broker
@@ -73,10 +73,22 @@ class Process:
         assert self.running.wait(20) == 0
 
     def ask(self) -> bytes:
+        return bytes(self.release().secret)
+
+    def release(self) -> Released:
         td = SoftwareTd(self.platform)
-        identity = BrokerIdentity.load(self.root / "broker.json")
-        released = request_release(self.address, identity, RESOURCE, td.quote, BOOT_ID, timeout=20)
-        return bytes(released.secret)
+        return request_release(
+            self.address, self._identity, RESOURCE, td.quote, BOOT_ID, timeout=20
+        )
+
+    def renew(self, lease: str) -> int:
+        td = SoftwareTd(self.platform)
+        asked = (self.address, self._identity, lease, RESOURCE, td.quote, BOOT_ID)
+        return request_renewal(*asked, timeout=20)
+
+    @property
+    def _identity(self) -> BrokerIdentity:
+        return BrokerIdentity.load(self.root / "broker.json")
 
     def audit(self) -> list[dict[str, Any]]:
         with open_broker(self.root) as broker:
