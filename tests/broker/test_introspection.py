@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -13,7 +14,10 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from sealserve.broker.config import AdminConfig, BrokerConfig, render
+from sealserve.broker.directory import open_broker
 from sealserve.broker.protocol import SERVICE
+from tests.broker.admin import Person
 from tests.broker.conftest import BOTH_STORES, World
 from tests.broker.postgres import Postgres
 from tests.broker.test_process import Process, process
@@ -98,25 +102,34 @@ def test_a_reflection_stream_that_stays_open_is_ended(
         open_end.set()
 
 
-def test_a_broker_process_speaks_tls_1_3_only(process: Process) -> None:
+def _version(address: str, context: ssl.SSLContext) -> str | None:
+    host, _, port = address.rpartition(":")
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host, int(port)), timeout=20) as raw,
+        context.wrap_socket(raw) as tls,
+    ):
+        return tls.version()
+
+
+def test_a_broker_process_speaks_tls_1_3_only(process: Process, tmp_path: Path) -> None:
+    """On the guests' port, and on the administration's with a key that is welcome there."""
+    alice = Person.make("alice", tmp_path)
+    with open_broker(process.root) as broker:
+        alice.add_to(broker, "admin")
+    chosen = BrokerConfig(admin=AdminConfig(listen="127.0.0.1:0"))
+    (process.root / "broker.yaml").write_bytes(render(chosen))
     process.start()
-    host, _, port = process.address.rpartition(":")
-
-    def version(context: ssl.SSLContext) -> str | None:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        context.set_alpn_protocols(["h2"])
-        with (
-            socket.create_connection((host, int(port)), timeout=20) as raw,
-            context.wrap_socket(raw) as tls,
-        ):
-            return tls.version()
-
-    assert version(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)) == "TLSv1.3"
-    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    old.maximum_version = ssl.TLSVersion.TLSv1_2
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        version(old)
+    for address in (process.address, process.ready["admin"]):
+        new, old = (ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) for _ in range(2))
+        for context in (new, old):
+            context.load_cert_chain(alice.file)
+        assert _version(address, new) == "TLSv1.3"
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            _version(address, old)
     assert process.ask()
     process.stop()
     assert all(line.startswith("{") for line in process.stderr.read_text().splitlines())

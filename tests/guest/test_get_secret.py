@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from sealserve.simulator.platform import ANCHOR_FILE, COLLATERAL_FILE, Simulated
 from sealserve.simulator.td import SoftwareTd
 from tests.broker.conftest import policy_for, serve
 from tests.conftest import missing
+from tests.cores import HARDENED, UNHARDENED, crash, files_with, where_cores_fall
 
 SECRET = b"PLANTED secret \x00\xff without a newline"
 
@@ -98,3 +101,26 @@ def test_a_terminal_gets_it_only_if_told(asked: list[str]) -> None:
     assert os.read(main, 100).startswith(b"PLANTED")
     os.close(main)
     os.close(terminal)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what a hardened process waits for")
+@pytest.mark.parametrize("program", [UNHARDENED, HARDENED], ids=["the control", "hardened"])
+def test_a_crash_with_the_secret_in_memory_leaves_no_core(
+    asked: list[str], tmp_path: Path, program: tuple[str, ...]
+) -> None:
+    """It holds the secret as long as nobody takes it from the pipe: there it is killed."""
+    command = where_cores_fall(tmp_path / "cores", (*program, *asked[3:]))
+    reading, writing = os.pipe()
+    os.write(writing, bytes(fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)))
+    with subprocess.Popen(command, stdout=writing) as guest:
+        os.close(writing)
+        waits_for = Path(f"/proc/{guest.pid}/wchan")
+        deadline = time.monotonic() + 60
+        while "pipe_write" not in waits_for.read_text():
+            assert time.monotonic() < deadline, waits_for.read_text()
+            time.sleep(0.02)
+        assert crash(guest, signal.SIGABRT) is (program is UNHARDENED)
+    os.close(reading)
+    cores = list((tmp_path / "cores").iterdir())
+    assert len(cores) == (program is UNHARDENED)
+    assert list(files_with(SECRET, tmp_path / "cores", tmp_path / "broker")) == cores
