@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -37,12 +38,17 @@ _COMMANDS = {
     "guest": "sealserve.cli.guest",
     "get-secret": "sealserve.cli.get_secret",
     "serve": "sealserve.cli.serve",
+    "entrypoint": "sealserve.cli.entrypoint",
     "trust": "sealserve.cli.trust",
     "predict": "sealserve.cli.predict",
     "bench": "sealserve.cli.bench",
     "attest": "sealserve.cli.attest",
     "simulate": "sealserve.cli.simulate",
 }
+
+# Names of TensorFlow Serving's programs -> the commands that take their argument lines.
+# A link of such a name to this program is all that a container image needs.
+_PROGRAMS = {"tensorflow_model_server": "serve", "tf_serving_entrypoint.sh": "entrypoint"}
 
 # What to install when a third-party module that a command needs is missing.
 _EXTRA_OF = {
@@ -117,7 +123,9 @@ def main() -> NoReturn:
     # SIGTERM unwinds like Ctrl-C; commands that serve put their own handler in its place.
     signal.signal(signal.SIGTERM, _leave)
     try:
-        status = app(standalone_mode=False, prog_name="sealserve")
+        command = _PROGRAMS.get(Path(sys.argv[0]).name)
+        arguments = [command, *sys.argv[1:]] if command else None
+        status = app(arguments, standalone_mode=False, prog_name="sealserve")
     except SealserveError as error:
         console.print_error(error)
         sys.exit(error.exit_status)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import typer
 
-__all__ = ["app"]
+__all__ = ["app", "start"]
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -23,6 +24,10 @@ Examples:
 
   sealserve serve --model_config_file=/mnt/models/models.config \\
       --ssl_config_file=/mnt/models/tls/ssl.cfg
+
+SEALSERVE_SSL_CONFIG_FILE, SEALSERVE_TLS_IDENTITY_FILE and SEALSERVE_ACCESS_FILE in
+the environment stand for the flags of their names, so that an argument line that
+was written for TensorFlow Serving can stay as it is. Flags win.
 
 SIGTERM lets the requests under way finish, then the server ends with status 0.
 """
@@ -46,7 +51,19 @@ def serve(context: typer.Context) -> None:
 
         typer.echo(f"sealserve {__version__}")
         return
-    config = flags.parse(context.args)
+    start(context.args)
+
+
+def start(arguments: Sequence[str]) -> None:
+    """Run the server until it is told to stop.
+
+    Args:
+        arguments: flags of TensorFlow Serving and our own.
+    """
+    from sealserve.serving import flags
+    from sealserve.serving.surroundings import with_variables
+
+    config = flags.parse(with_variables(arguments, os.environ))
     # gRPC's core would write lines of its own between the JSON lines of the log,
     # one for each stranger who asks for an unknown server name.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
