@@ -28,7 +28,7 @@ from sealserve.broker import admin_protocol
 from sealserve.broker.admin_client import AdminClient
 from sealserve.broker.admin_protocol import METHODS, SERVICE, decode_error, encode_error
 from sealserve.broker.admin_service import AdminServer
-from sealserve.broker.administration import OPERATIONS, Administration
+from sealserve.broker.administration import OPERATIONS, OWN, Administration
 from sealserve.broker.audit_export import check
 from sealserve.broker.audit_pages import export_parts, newest, since
 from sealserve.broker.directory import Broker, create
@@ -260,7 +260,7 @@ def test_the_definition_the_messages_and_the_operations_name_the_same() -> None:
     text = (REPOSITORY / "src/sealserve/wire/broker/admin/v1.proto").read_text()
     defined = dict(re.findall(r"rpc (\w+)\((\w+)\) returns \(Result\);", text))
     assert {name: kind.DESCRIPTOR.name for name, kind in METHODS.items()} == defined
-    assert set(OPERATIONS) | {v1_pb2.ProposalApproveRequest} == set(METHODS.values())
+    assert {*OPERATIONS, *OWN} == set(METHODS.values())
 
 
 def test_every_method_answers_or_refuses_an_empty_request(port: Port) -> None:

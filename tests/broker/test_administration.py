@@ -123,7 +123,7 @@ def test_a_view_shows_what_is_there_and_no_secret(staffed: Broker) -> None:
         )
     }  # fmt: skip
     looks = {kind.__name__ for kind, each in OPERATIONS.items() if isinstance(each, Look)}
-    assert set(shown) == looks
+    assert set(shown) == looks | {"StatusRequest"}
     assert b"PLANTED" not in json.dumps(shown).encode()
     assert shown["SecretShowRequest"]["versions"][0]["state"] == "live"
     assert [p["name"] for p in shown["PrincipalListRequest"]["principals"]] == [

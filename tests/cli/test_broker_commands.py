@@ -136,6 +136,8 @@ def test_from_an_empty_place_to_a_listed_secret(owner: Owner, tmp_path: Path) ->
     assert [(s["version"], s["state"]) for s in listed] == [(1, "retired"), (2, "live")]
     status = result_of("broker", "status", owner.broker)
     assert status["secrets"] == {"live": 1, "retired": 1}
+    checked = status["audit"].pop("checked")
+    assert (checked["first"], checked["last"]) == (1, 2)
     assert status["audit"] == {"lines": 2, "problem": None}
     assert status["leases"] == {"active": 0, "by_resource": {"models/demo": 0}}
     assert status["denials_last_hour"] == 0

@@ -39,6 +39,7 @@ from sealserve.broker.admin_protocol import (
 from sealserve.broker.administration import Administration
 from sealserve.broker.directory import Broker
 from sealserve.broker.door import Door, DoorShut
+from sealserve.broker.operation.chain_watch import ChainWatch
 from sealserve.broker.principals import Caller, spki_sha256
 from sealserve.broker.tables import PrincipalRow
 from sealserve.certificates import UNREADABLE, client_certificate
@@ -77,16 +78,19 @@ class AdminServer:
         broker: open; its TLS identity is shown.
         listen: where to listen; port 0 takes any free port.
         log: the broker's own log.
+        chain: follows its audit chain, if something does already.
 
     Raises:
         Unavailable: ``admin.listen_failed``.
     """
 
-    def __init__(self, broker: Broker, listen: Address, log: Log) -> None:
+    def __init__(
+        self, broker: Broker, listen: Address, log: Log, chain: ChainWatch | None = None
+    ) -> None:
         self._door = Door(per_peer=_PER_PRINCIPAL, workers=_WORKERS)
         self._pool = ThreadPoolExecutor(_CALLS, thread_name_prefix="admin")
         self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=_CALLS)
-        servicer = _Servicer(Administration(broker), self._door, log)
+        servicer = _Servicer(Administration(broker, chain), self._door, log)
         self._server.add_generic_rpc_handlers((servicer.handlers(),))
         known = _Principals(broker, log)
         credentials = grpc.dynamic_ssl_server_credentials(

@@ -25,13 +25,15 @@ from sealserve.broker import acts, proposals, views
 from sealserve.broker.acts import Act, Agreement
 from sealserve.broker.directory import Broker
 from sealserve.broker.leases import revoke
+from sealserve.broker.operation.chain_watch import ChainWatch
 from sealserve.broker.principals import Caller, is_local, read_role
 from sealserve.broker.proposals import Proposal
+from sealserve.broker.status import status_of_broker
 from sealserve.broker.tables import PrincipalRow
 from sealserve.errors import InternalError, Refused, SealserveError
 from sealserve.wire.broker.admin import v1_pb2
 
-__all__ = ["OPERATIONS", "Administration", "Look", "Operation"]
+__all__ = ["OPERATIONS", "OWN", "Administration", "Look", "Operation"]
 
 _MAX_TOLD: Final = 512
 
@@ -111,7 +113,6 @@ OPERATIONS: Final[Mapping[type[Message], Operation | Look]] = {
     v1_pb2.AuditSealRequest: Look("audit.seal", views.audit_seal),
     v1_pb2.LeaseListRequest: Look("lease.list", views.leases),
     v1_pb2.LeaseRevokeRequest: Operation("lease.revoke", _revoke_lease),
-    v1_pb2.StatusRequest: Look("status", views.status),
     v1_pb2.PrincipalAddRequest: Operation(
         "principal.add", acts.add_principal, needs=acts.add_principal_needs
     ),
@@ -122,9 +123,14 @@ OPERATIONS: Final[Mapping[type[Message], Operation | Look]] = {
     v1_pb2.ProposalListRequest: Look("proposal.list", views.proposal_list),
     v1_pb2.ProposalWithdrawRequest: Operation("proposal.withdraw", _withdraw),
 }
-"""All there is to ask, but for approving, which is `Administration` itself."""
+"""All there is to ask, but for `OWN`."""
 
-_APPROVE: Final = "proposal.approve"
+OWN: Final[Mapping[type[Message], str]] = {
+    v1_pb2.ProposalApproveRequest: "proposal.approve",
+    v1_pb2.StatusRequest: "status",
+}
+"""What `Administration` itself answers, by the names in audit lines."""
+
 _BY_NAME: Final = {
     operation.name: (kind, operation)
     for kind, operation in OPERATIONS.items()
@@ -137,13 +143,19 @@ class Administration:
 
     Args:
         broker: open.
+        chain: follows its audit chain, if something does already.
         now: this machine's clock (UTC).
     """
 
     def __init__(
-        self, broker: Broker, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        broker: Broker,
+        chain: ChainWatch | None = None,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._broker = broker
+        self._chain = chain or ChainWatch(broker.audit)
         self._now = now
 
     def caller(self, spki_sha256: str, peer: str) -> Caller:
@@ -173,7 +185,7 @@ class Administration:
 
         Args:
             caller: who asks.
-            request: one of the keys of `OPERATIONS`, or a ``ProposalApproveRequest``.
+            request: of one of the kinds in `OPERATIONS` and `OWN`.
 
         Returns:
             The result as a JSON object; ``{"proposal": ...}`` of state ``open`` if a second
@@ -186,6 +198,8 @@ class Administration:
         try:
             if isinstance(request, v1_pb2.ProposalApproveRequest):
                 return self._approve(caller, request.id)
+            if isinstance(request, v1_pb2.StatusRequest):
+                return status_of_broker(self._broker, self._chain.look(self._now())).to_dict()
             asked = OPERATIONS[type(request)]
             if isinstance(asked, Look):
                 return asked.run(self._broker, request)
@@ -264,12 +278,11 @@ class Administration:
 
 
 def _name_of(request: Message) -> str:
-    if isinstance(request, v1_pb2.ProposalApproveRequest):
-        return _APPROVE
     asked = OPERATIONS.get(type(request))
-    if asked is None:
+    name = OWN.get(type(request)) if asked is None else asked.name
+    if name is None:
         raise InternalError("admin.operation_unknown", "there is no such operation")
-    return asked.name
+    return name
 
 
 def _asked_by(waiting: Proposal) -> tuple[Operation, Message]:

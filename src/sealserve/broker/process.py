@@ -21,6 +21,7 @@ from sealserve.broker.checkpointer import Checkpointer
 from sealserve.broker.collateral_file import CollateralFile
 from sealserve.broker.directory import Broker, open_broker
 from sealserve.broker.judge import Judge
+from sealserve.broker.operation.chain_watch import ChainWatch
 from sealserve.broker.operation.serving import operation
 from sealserve.broker.release import KeyRelease
 from sealserve.broker.renewal import LeaseRenewal
@@ -75,14 +76,16 @@ def serve(options: ServeOptions) -> None:
     ):
         collateral = CollateralFile(options.collateral, log)
         challenges = _challenges_of(broker)
+        chain = ChainWatch(broker.audit)
         beside = operation(
             broker,
+            chain,
             collateral.current,
             log,
             simulated=anchor.simulated,
             nonces=lambda: len(challenges),
         )
-        with beside as running, _administration(broker, log) as admin:
+        with beside as running, _administration(broker, chain, log) as admin:
             judge = Judge(
                 broker,
                 Verifier(anchor, require_both=options.require_both),
@@ -106,7 +109,7 @@ def serve(options: ServeOptions) -> None:
 
 
 @contextmanager
-def _administration(broker: Broker, log: Log) -> Iterator[dict[str, str]]:
+def _administration(broker: Broker, chain: ChainWatch, log: Log) -> Iterator[dict[str, str]]:
     """The administration port, if ``broker.yaml`` names one; where it is."""
     listen = broker.config.admin.listen
     if not listen:
@@ -114,7 +117,7 @@ def _administration(broker: Broker, log: Log) -> Iterator[dict[str, str]]:
         return
     from sealserve.broker.admin_service import AdminServer
 
-    server = AdminServer(broker, Address.parse(listen, where="admin.listen"), log)
+    server = AdminServer(broker, Address.parse(listen, where="admin.listen"), log, chain)
     server.start()
     try:
         yield {"admin": str(server.address)}

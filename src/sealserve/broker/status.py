@@ -9,12 +9,10 @@ from typing import Any
 
 from sealserve.attestation import policy_file
 from sealserve.broker.directory import Broker, open_broker
-from sealserve.broker.operation.seen import Seen
+from sealserve.broker.operation.chain_watch import ChainView, ChainWatch
 from sealserve.broker.operation.snapshot import take
-from sealserve.broker.operation.thresholds import THRESHOLDS
 from sealserve.broker.status_text import text_of
 from sealserve.broker.store import Resource
-from sealserve.errors import Refused
 
 __all__ = ["BrokerStatus", "status_of", "status_of_broker"]
 
@@ -31,7 +29,7 @@ class BrokerStatus:
         live_secrets: versions of secrets that can be released.
         retired_secrets: versions that were replaced.
         audit_lines: length of the audit chain.
-        audit_problem: what is wrong with the chain; ``None`` if it is whole.
+        chain: what was checked of it, and what is wrong with it.
         leases: how many guests may keep a secret now, by resource.
         denials_last_hour: requests that got nothing in the last 60 minutes, malformed ones too.
     """
@@ -43,7 +41,7 @@ class BrokerStatus:
     live_secrets: int
     retired_secrets: int
     audit_lines: int
-    audit_problem: str | None
+    chain: ChainView
     leases: dict[str, int]
     denials_last_hour: int
 
@@ -64,7 +62,7 @@ class BrokerStatus:
                 for resource in self.resources
             ],
             "secrets": {"live": self.live_secrets, "retired": self.retired_secrets},
-            "audit": {"lines": self.audit_lines, "problem": self.audit_problem},
+            "audit": {"lines": self.audit_lines, **self.chain.to_dict()},
             "leases": {"active": sum(self.leases.values()), "by_resource": self.leases},
             "denials_last_hour": self.denials_last_hour,
         }
@@ -85,21 +83,18 @@ def status_of(root: Path) -> BrokerStatus:
         Unavailable, Refused, InputError: as `directory.open_broker`.
     """
     with open_broker(root) as broker:
-        return status_of_broker(broker)
+        return status_of_broker(broker, ChainWatch(broker.audit).look(datetime.now(UTC)))
 
 
-def status_of_broker(broker: Broker) -> BrokerStatus:
-    """Look at a broker that is open."""
-    problem = None
-    try:
-        broker.audit.verify()
-    except Refused as error:
-        problem = str(error)
-    now = datetime.now(UTC)
-    seen = Seen()
-    for line in broker.audit.lines(last=THRESHOLDS.lines):
-        seen.feed(line)
+def status_of_broker(broker: Broker, chain: ChainView) -> BrokerStatus:
+    """Look at a broker that is open.
+
+    Args:
+        broker: which one.
+        chain: a look at its audit chain, just taken.
+    """
     states = [secret.state for secret in broker.store.secrets()]
+    snapshot = take(broker.store, chain.time)
     return BrokerStatus(
         name=broker.identity.name,
         spki_sha256=broker.identity.spki_sha256.hex(),
@@ -107,8 +102,8 @@ def status_of_broker(broker: Broker) -> BrokerStatus:
         resources=tuple(broker.store.resources()),
         live_secrets=states.count("live"),
         retired_secrets=states.count("retired"),
-        audit_lines=broker.audit.length(),
-        audit_problem=problem,
-        leases={each.name: each.leases for each in take(broker.store, now).resources},
-        denials_last_hour=seen.denials_since(now - timedelta(hours=1)),
+        audit_lines=snapshot.audit.lines,
+        chain=chain,
+        leases={each.name: each.leases for each in snapshot.resources},
+        denials_last_hour=chain.seen.denials_since(chain.time - timedelta(hours=1)),
     )

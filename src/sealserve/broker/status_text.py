@@ -18,7 +18,7 @@ def text_of(status: dict[str, Any]) -> str:
         f"broker {status['name']!r}, fingerprint {status['spki_sha256']}",
         f"certificate ends {status['certificate_ends'][:10]}",
         f"secrets: {secrets['live']} live, {secrets['retired']} retired",
-        f"audit chain: {audit['lines']} lines, {audit['problem'] or 'whole'}",
+        f"audit chain: {audit['lines']} lines, {audit['problem'] or _checked(audit['checked'])}",
         f"leases: {status['leases']['active']} active",
         f"denials in the last hour: {status['denials_last_hour']}",
         "resources:" if resources else "resources: none",
@@ -30,3 +30,12 @@ def text_of(status: dict[str, Any]) -> str:
         policy = resource["policy_sha256"][:16]
         lines.append(f"  {name}  version {version}  policy {policy}  {held}{loud}")
     return "\n".join(lines)
+
+
+def _checked(checked: dict[str, Any]) -> str:
+    if checked["first"] == 1:
+        return f"whole (checked until {checked['time']})"
+    return (
+        f"whole from line {checked['first']} on (checked until {checked['time']};"
+        " `audit verify` checks all)"
+    )

@@ -18,7 +18,6 @@ from sealserve.broker.checkpoints import END
 from sealserve.broker.directory import Broker
 from sealserve.broker.leases import Leases
 from sealserve.broker.protocol import resource_name
-from sealserve.broker.status import status_of_broker
 from sealserve.broker.store import Resource
 from sealserve.broker.tables import PrincipalRow, ResourceVersionRow, SecretRow
 from sealserve.errors import Refused
@@ -36,7 +35,6 @@ __all__ = [
     "resources",
     "secret",
     "secrets",
-    "status",
 ]
 
 MAX_PAGE_LINES: Final = 1000
@@ -140,12 +138,6 @@ def leases(broker: Broker, request: v1_pb2.LeaseListRequest) -> dict[str, Any]:
     resource = resource_name(request.resource) if request.resource else None
     found = Leases(broker.store).list(resource=resource, active_only=not request.all)
     return {"leases": [lease.to_dict() for lease in found]}
-
-
-def status(broker: Broker, request: v1_pb2.StatusRequest) -> dict[str, Any]:
-    """The broker at a glance."""
-    del request
-    return status_of_broker(broker).to_dict()
 
 
 def principals(broker: Broker, request: v1_pb2.PrincipalListRequest) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sealserve.broker.operation.chain_watch import ChainWatch
 from sealserve.broker.operation.page import anyone
 from sealserve.broker.operation.page_server import PageServer, bind_socket
 from sealserve.broker.operation.watch import Watch
@@ -24,7 +25,9 @@ def watch(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Watch]:
     collateral = world.judge.collateral
 
     def make() -> Watch:
-        return Watch(world.broker, collateral.current, simulated=True)
+        return Watch(
+            world.broker, ChainWatch(world.broker.audit), collateral.current, simulated=True
+        )
 
     return make
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sealserve.broker.operation.chain_watch import ChainWatch
 from sealserve.broker.operation.metrics import BrokerMetrics
 from sealserve.broker.operation.page import Pages
 from sealserve.broker.operation.watch import Watch
@@ -19,7 +20,9 @@ from tests.broker.conftest import World
 
 def pages_of(world: World) -> Pages:
     """The page of a world's broker, whose decisions are counted from now on."""
-    watch = Watch(world.broker, world.judge.collateral.current, simulated=True)
+    watch = Watch(
+        world.broker, ChainWatch(world.broker.audit), world.judge.collateral.current, simulated=True
+    )
     metrics = BrokerMetrics(watch.look, lambda: 0)
     world.judge.observer = metrics
     return Pages(watch, metrics, world.broker.identity, make_log(world.log))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sealserve.broker.operation import watch as watch_module
+from sealserve.broker.operation import chain_watch
+from sealserve.broker.operation.chain_watch import ChainWatch
 from sealserve.broker.operation.watch import Watch
 from sealserve.broker.tables import AuditLineRow, ResourceRow
 from sealserve.errors import SealserveError
@@ -25,7 +26,7 @@ def test_each_look_follows_the_chain(world: World, watch: Callable[[], Watch]) -
         world.ask(SoftwareTd(world.platform, firmware="another"))
     view = watched.view()
     assert view.look.seen.lines == view.look.snapshot.audit.lines == 4
-    assert view.checked_from == 1
+    assert (view.chain.first, view.chain.last) == (1, 4)
     assert view.look.audit_problem is None
     assert [entry.verdict for entry in view.look.seen.releases] == ["released"]
     assert [entry.verdict for entry in view.look.seen.denials] == ["denied"]
@@ -36,11 +37,11 @@ def test_each_look_follows_the_chain(world: World, watch: Callable[[], Watch]) -
 def test_a_long_chain_is_read_from_near_its_end(
     world: World, watch: Callable[[], Watch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_module, "FIRST_LINES", 3)
+    monkeypatch.setattr(chain_watch, "FIRST_LINES", 3)
     for _ in range(5):
         world.broker.audit.append({"event": "test"})
     view = watch().view()
-    assert view.checked_from == 5  # of 7 lines
+    assert (view.chain.first, view.chain.last) == (5, 7)
     assert view.look.seen.lines == 3
     assert view.look.audit_problem is None
 
@@ -89,7 +90,9 @@ def test_a_changed_policy_is_read(world: World, watch: Callable[[], Watch]) -> N
 
 
 def test_looks_are_kept_for_seconds(world: World) -> None:
-    watched = Watch(world.broker, world.judge.collateral.current, simulated=True)
+    watched = Watch(
+        world.broker, ChainWatch(world.broker.audit), world.judge.collateral.current, simulated=True
+    )
     first = watched.view()
     assert watched.view() is first
     assert watched.look() is first.look

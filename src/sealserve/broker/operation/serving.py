@@ -16,6 +16,7 @@ from sealserve.attestation.collateral import Collateral
 from sealserve.broker.config import TelemetryConfig
 from sealserve.broker.directory import Broker
 from sealserve.broker.observer import NOBODY, Observer
+from sealserve.broker.operation.chain_watch import ChainWatch
 from sealserve.logs import Log
 
 __all__ = ["Operation", "operation"]
@@ -44,6 +45,7 @@ class Operation:
 @contextmanager
 def operation(
     broker: Broker,
+    chain: ChainWatch,
     collateral: Callable[[], Collateral],
     log: Log,
     *,
@@ -54,6 +56,7 @@ def operation(
 
     Args:
         broker: open.
+        chain: follows its audit chain.
         collateral: what it decides by, now.
         log: the broker's own log.
         simulated: whether its anchor is a SIMULATION.
@@ -79,7 +82,7 @@ def operation(
             )
             from sealserve.broker.operation.watch import Watch
 
-            watch = Watch(broker, collateral, simulated=simulated)
+            watch = Watch(broker, chain, collateral, simulated=simulated)
             metrics = BrokerMetrics(watch.look, nonces)
             observers.append(metrics)
             pages = Pages(watch, metrics, broker.identity, log)

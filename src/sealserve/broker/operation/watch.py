@@ -1,12 +1,7 @@
 """What a running broker knows of itself, brought up to date when somebody looks.
 
-Rules this module keeps:
-
-* The audit log is followed, not re-read: each look checks and reads the lines
-  that are new. The first look begins at most `FIRST_LINES` from the end; what is
-  before that, and what is changed behind a look's back, `audit verify` finds.
-* A look is kept for a few seconds, so that nobody loads the database by
-  reloading a page.
+Rules this module keeps: a look is kept for a few seconds, so that nobody loads the
+database by reloading a page; the audit log is followed (`chain_watch`).
 """
 
 from __future__ import annotations
@@ -18,18 +13,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from sealserve.attestation.collateral import Collateral
-from sealserve.broker.audit import GENESIS, ChainHead
 from sealserve.broker.directory import Broker
+from sealserve.broker.operation.chain_watch import ChainView, ChainWatch
 from sealserve.broker.operation.doctor import free_bytes, is_open_directory, report_on
 from sealserve.broker.operation.findings import Report
 from sealserve.broker.operation.look import Look
-from sealserve.broker.operation.seen import Seen
 from sealserve.broker.operation.snapshot import take
-from sealserve.errors import Refused
 
 __all__ = ["View", "Watch"]
 
-FIRST_LINES: Final = 20_000
 _FRESH: Final = timedelta(seconds=3)
 
 
@@ -40,12 +32,12 @@ class View:
     Attributes:
         look: what was seen.
         report: what the doctor says to it.
-        checked_from: the first line of the audit chain that was checked; the last is its end.
+        chain: what was checked of the audit chain.
     """
 
     look: Look
     report: Report
-    checked_from: int
+    chain: ChainView
 
 
 class Watch:
@@ -53,6 +45,7 @@ class Watch:
 
     Args:
         broker: whose directory and store are looked at.
+        chain: follows its audit chain.
         collateral: what it decides by, now.
         simulated: whether its anchor is a SIMULATION.
         now: the wall clock, with a time zone.
@@ -61,20 +54,18 @@ class Watch:
     def __init__(
         self,
         broker: Broker,
+        chain: ChainWatch,
         collateral: Callable[[], Collateral],
         *,
         simulated: bool,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._broker = broker
+        self._chain = chain
         self._collateral = collateral
         self._simulated = simulated
         self._now = now
         self._lock = threading.Lock()
-        self._seen = Seen()
-        self._end: ChainHead | None = None
-        self._from = 1
-        self._problem: str | None = None
         self._view: View | None = None
 
     def view(self) -> View:
@@ -96,30 +87,17 @@ class Watch:
     def _take(self, now: datetime) -> View:
         before = self._view.look.snapshot if self._view else None
         snapshot = take(self._broker.store, now, before=before)
-        self._follow(snapshot.audit.lines)
+        chain = self._chain.look(now)
         look = Look(
             now=now,
             snapshot=snapshot,
-            seen=self._seen.copy(),
+            seen=chain.seen,
             certificate_ends=self._broker.identity.x509.not_valid_after_utc,
             simulated=self._simulated,
             collateral=self._collateral(),
-            audit_problem=self._problem,
+            audit_problem=chain.problem,
             kek_problem=None,  # a broker with such a problem does not run
             free_bytes=free_bytes(self._broker.root),
             open_directory=is_open_directory(self._broker.root),
         )
-        return View(look, report_on(look), self._from)
-
-    def _follow(self, lines: int) -> None:
-        if self._problem is not None:
-            return  # a broken chain does not become whole again
-        log = self._broker.audit
-        if self._end is None:
-            start = max(0, lines - FIRST_LINES)
-            self._end = (start and log.end_at(start)) or ChainHead(0, GENESIS)
-            self._from = self._end.count + 1
-        try:
-            self._end = log.follow(self._end, self._seen.feed)
-        except Refused as error:
-            self._problem = str(error)
+        return View(look, report_on(look), chain)
