@@ -4,7 +4,8 @@ Rules this module keeps:
 
 * Neither the bytes on the wire nor what they unpack to is read beyond the limit: a
   gzip bomb costs what an honest request of the greatest size costs.
-* Only gzip is unpacked; a body that ends early, or has something behind it, is refused.
+* Only gzip and deflate (zlib, RFC 1950) are unpacked; a body that ends early, or has
+  something behind it, is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sealserve.errors import InputError, Unavailable
 
 __all__ = ["read_body", "unzip"]
 
-_GZIP = 16 + zlib.MAX_WBITS
+_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 async def read_body(request: Request, limit: int, seconds: float) -> bytes:
@@ -29,7 +30,7 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
         Unavailable: ``request.too_late``: the client is too slow.
     """
     encoding = request.headers.get("content-encoding", "identity").lower().strip()
-    if encoding not in ("identity", "gzip", "x-gzip"):
+    if encoding != "identity" and encoding not in _WINDOWS:
         raise InputError("request.encoding", f"bodies of encoding {encoding!r} are not read")
     try:
         async with asyncio.timeout(seconds):
@@ -40,16 +41,16 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
                     raise _too_large(limit)
     except TimeoutError:
         raise Unavailable("request.too_late", f"the body did not come within {seconds} s") from None
-    return bytes(body) if encoding == "identity" else unzip(bytes(body), limit)
+    return bytes(body) if encoding == "identity" else unzip(bytes(body), limit, encoding)
 
 
-def unzip(packed: bytes, limit: int) -> bytes:
-    """Unpack gzip.
+def unzip(packed: bytes, limit: int, encoding: str = "gzip") -> bytes:
+    """Unpack gzip or deflate.
 
     Raises:
         InputError: ``request.too_large`` or ``request.encoding``.
     """
-    machine = zlib.decompressobj(_GZIP)
+    machine = zlib.decompressobj(_WINDOWS[encoding])
     try:
         unpacked = machine.decompress(packed, limit + 1)
     except zlib.error:

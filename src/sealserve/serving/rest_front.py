@@ -35,6 +35,7 @@ from sealserve.serving.rest_json import dump
 from sealserve.serving.rest_server import HttpServer
 from sealserve.serving.status import HTTP_STATUS, Status, status_of
 from sealserve.serving.tls import TlsSource
+from sealserve.serving.v2_binary import LENGTH, Packed
 from sealserve.serving.v2_rest import RestV2
 
 __all__ = ["RestFront"]
@@ -123,7 +124,7 @@ class RestFront:
         failure: SealserveError | None = None
         status = Status.OK
         try:
-            response = _json(await self._work(request, call))
+            response = _answer(await self._work(request, call))
         except ClientDisconnect:
             status, response = Status.CANCELLED, Response(status_code=499)
         except SealserveError as error:
@@ -138,19 +139,20 @@ class RestFront:
         self._calls.ended(call, status, failure)
         return response
 
-    async def _work(self, request: Request, call: Call) -> bytes:
+    async def _work(self, request: Request, call: Call) -> bytes | Packed:
         self._gate.check(Role.PREDICT, call.peer)
         # The path as it was sent: a name may hold an encoded slash.
         path = request.scope["raw_path"].decode("latin-1")
-        found = self._v2.find(request.method, path) or self._api.find(request.method, path)
-        call.api, work = found
+        json_size = request.headers.get(LENGTH)
+        found = self._v2.find(request.method, path, json_size)
+        call.api, work = found or self._api.find(request.method, path)
         body = b""
         if request.method == "POST":
             limits = self._config.max_request_bytes, self._config.rest_timeout
             body = await read_body(request, *limits)
         return await self._in_pool(lambda: work(body, call))
 
-    async def _in_pool(self, work: Callable[[], bytes]) -> bytes:
+    async def _in_pool(self, work: Callable[[], bytes | Packed]) -> bytes | Packed:
         running = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
             return await asyncio.wait_for(running, self._config.rest_timeout)
@@ -176,6 +178,13 @@ class RestFront:
 
 def _peer(request: Request) -> Peer:
     return Peer(request.scope["state"]["certificate"], key_in(request.headers.items()))
+
+
+def _answer(answer: bytes | Packed) -> Response:
+    if isinstance(answer, bytes):
+        return _json(answer)
+    headers = {LENGTH: str(answer.json_size)}
+    return Response(answer.body, headers=headers, media_type="application/octet-stream")
 
 
 def _json(body: bytes, status: int = 200) -> Response:

@@ -13,6 +13,7 @@ from sealserve.serving.calls import Call
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.grpc_method import Methods
 from sealserve.serving.health import Health
+from sealserve.serving.v2_binary import EXTENSION
 from sealserve.wire.serving import v2_pb2 as wire
 from sealserve.wire.tensors import Array
 
@@ -68,7 +69,9 @@ class InferenceService:
         return wire.ModelReadyResponse(ready=ready)
 
     def _server(self, _: Any, __: Call) -> wire.ServerMetadataResponse:
-        return wire.ServerMetadataResponse(name=v2.PLATFORM, version=__version__)
+        return wire.ServerMetadataResponse(
+            name=v2.PLATFORM, version=__version__, extensions=[EXTENSION]
+        )
 
     def _model(self, request: wire.ModelMetadataRequest, call: Call) -> wire.ModelMetadataResponse:
         call.model = request.name

@@ -1,6 +1,6 @@
 """The Open Inference Protocol over REST: ``/v2``.
 
-Tensors travel as JSON numbers, flat or nested; the binary extension is not spoken.
+Tensors travel as JSON numbers, flat or nested, or raw behind the JSON (`v2_binary`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,19 @@ from sealserve.serving.calls import Call
 from sealserve.serving.catalog import ModelSpec
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.rest_json import array_of, dump, parse_object, plain
+from sealserve.serving.v2_binary import (
+    EXTENSION,
+    Packed,
+    RawTensors,
+    outputs_wanted_raw,
+    size_of,
+    split,
+)
 from sealserve.wire.tensors import Array
 
 __all__ = ["RestV2"]
 
-Work = Callable[[bytes, Call], bytes]
+Work = Callable[[bytes, Call], bytes | Packed]
 
 _MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 _PATHS = (
@@ -38,25 +46,29 @@ class RestV2:
     def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
 
-    def find(self, method: str, path: str) -> tuple[str, Work] | None:
-        """The API's name, and what gives the answer to a body; None for another path."""
+    def find(self, method: str, path: str, json_size: str | None = None) -> tuple[str, Work] | None:
+        """The API's name, and what gives the answer to a body; None for another path.
+
+        Args:
+            method: ``GET`` or ``POST``.
+            path: as it was sent, still URL-encoded.
+            json_size: what the request says of how much of its body is JSON.
+        """
         for wanted, pattern, api in _PATHS:
             match = pattern.fullmatch(path)
             if match is None or wanted != method:
                 continue
-            return api, self._work(api, match.groupdict())
+            return api, self._work(api, match.groupdict(), json_size)
         return None
 
-    def _work(self, api: str, named: dict[str, str | None]) -> Work:
+    def _work(self, api: str, named: dict[str, str | None], json_size: str | None) -> Work:
         name, version = unquote(named.get("name") or ""), unquote(named.get("version") or "")
         if api == "ServerMetadata":
-            whole = {"name": v2.PLATFORM, "version": __version__, "extensions": []}
+            whole = {"name": v2.PLATFORM, "version": __version__, "extensions": [EXTENSION]}
             return lambda _, __: dump(whole)
-        work = {
-            "ModelReady": self._ready,
-            "ModelMetadata": self._metadata,
-            "ModelInfer": self._infer,
-        }[api]
+        if api == "ModelInfer":
+            return lambda body, call: self._infer(name, version, *split(body, json_size), call)
+        work = {"ModelReady": self._ready, "ModelMetadata": self._metadata}[api]
         return lambda body, call: work(name, version, body, call)
 
     def _ready(self, name: str, version: str, _: bytes, call: Call) -> bytes:
@@ -91,43 +103,62 @@ class RestV2:
             }
         )
 
-    def _infer(self, name: str, version: str, body: bytes, call: Call) -> bytes:
+    def _infer(
+        self, name: str, version: str, body: bytes, raw: RawTensors, call: Call
+    ) -> bytes | Packed:
         spec: ModelSpec = v2.spec_of(name, version)
         call.model = name
         parsed = parse_object(body)
-        tensors = parsed.get("inputs")
-        if not isinstance(tensors, list) or not all(isinstance(each, dict) for each in tensors):
-            raise InputError("request.json_form", "'inputs' must be a list of objects")
-        inputs = dict(_tensor(each) for each in tensors)
+        inputs = dict(_tensor(each, raw) for each in _objects(parsed, "inputs"))
+        raw.end()
         parameters = parsed.get("parameters")
         signature = parameters.get("signature_name", "") if isinstance(parameters, dict) else ""
-        outputs = parsed.get("outputs", [])
-        if not isinstance(outputs, list) or not isinstance(signature, str):
-            raise InputError("request.json_form", "'outputs' must be a list of objects")
-        wanted = [str(each.get("name")) for each in outputs if isinstance(each, dict)]
+        if not isinstance(signature, str):
+            raise InputError("request.json_form", "'signature_name' must be a string")
+        outputs = _objects({"outputs": [], **parsed}, "outputs")
+        usual, otherwise = outputs_wanted_raw(parsed, outputs)
+        wanted = [str(each.get("name")) for each in outputs]
         prediction = v2.infer(self._dataplane, spec, signature, inputs, wanted, call)
         answer: dict[str, Any] = {"model_name": name, "model_version": str(prediction.version)}
         if isinstance(parsed.get("id"), str):
             answer["id"] = parsed["id"]
-        answer["outputs"] = [
-            {
+        behind: list[bytes] = []
+        answer["outputs"] = []
+        for key, array in prediction.outputs.items():
+            entry: dict[str, Any] = {
                 "name": key,
                 "datatype": v2.datatype_of(array),
                 "shape": list(array.shape),
-                "data": plain(key, array.reshape(-1)),
             }
-            for key, array in prediction.outputs.items()
-        ]
-        return dump(answer)
+            if usual is not (key in otherwise):
+                behind.append(v2.to_raw(array))
+                entry["parameters"] = size_of(behind[-1])
+            else:
+                entry["data"] = plain(key, array.reshape(-1))
+            answer["outputs"].append(entry)
+        return Packed.of(dump(answer), behind) if behind else dump(answer)
 
 
-def _tensor(value: dict[str, Any]) -> tuple[str, Array]:
+def _objects(parsed: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = parsed.get(key)
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise InputError("request.json_form", f"'{key}' must be a list of objects")
+    return found
+
+
+def _tensor(value: dict[str, Any], raw: RawTensors) -> tuple[str, Array]:
     name, datatype, shape = (value.get(key) for key in ("name", "datatype", "shape"))
     stated = isinstance(shape, list) and all(type(size) is int for size in shape)
     if not isinstance(name, str) or not isinstance(datatype, str) or not stated:
         raise InputError("request.json_form", "an input has a name, a datatype, a shape and data")
-    _, count = v2.of_shape(name, datatype, shape or [])
+    sizes: list[int] = shape or []
+    _, count = v2.of_shape(name, datatype, sizes)
+    behind = raw.take(value.get("parameters"))
+    if behind is not None:
+        if "data" in value:
+            raise v2.tensor_error(name, "its data stand both in the JSON and behind it")
+        return name, v2.from_raw(name, datatype, sizes, behind)
     flat = array_of(name, v2.data_type(datatype), value.get("data", [])).reshape(-1)
     if len(flat) != count:
         raise v2.tensor_error(name, f"{len(flat)} values for {count} elements")
-    return name, flat.reshape(shape or [])
+    return name, flat.reshape(sizes)
