@@ -35,7 +35,7 @@ ATTESTED_NAME = "ratls.sealserve.internal"
 
 @dataclass(frozen=True)
 class Pair:
-    """A self-signed certificate and its key."""
+    """A certificate and its key; self-signed unless an authority issued it."""
 
     name: str
     key: bytes
@@ -46,21 +46,28 @@ class Pair:
         return ssl.PEM_cert_to_DER_cert(self.certificate.decode())
 
 
-def make_pair(name: str) -> Pair:
+def make_pair(name: str, issuer: Pair | None = None, *, authority: bool = False) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = issued_by = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    signing = key
+    if issuer is not None:
+        issued_by = x509.load_pem_x509_certificate(issuer.certificate).subject
+        loaded = serialization.load_pem_private_key(issuer.key, None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        signing = loaded
     now = datetime.datetime.now(datetime.UTC)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(subject)
+        .issuer_name(issued_by)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
     )
+    if authority:
+        builder = builder.add_extension(x509.BasicConstraints(True, None), critical=True)
     return Pair(
         name,
         key.private_bytes(
@@ -68,7 +75,7 @@ def make_pair(name: str) -> Pair:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         ),
-        certificate.public_bytes(serialization.Encoding.PEM),
+        builder.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM),
     )
 
 

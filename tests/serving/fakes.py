@@ -43,13 +43,18 @@ class FakeModel(Model):
         self.begun = threading.Event()
         self.may_end = threading.Event()
         self.may_end.set()
+        self.running = 0
+        self.runs = 0
 
     def run(
         self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
         assert not self.closed, "a model was used after it had been unloaded"
+        self.running += 1
+        self.runs += 1
         self.begun.set()
         assert self.may_end.wait(60)
+        self.running -= 1
         return {"y": inputs["x"] + self.version}
 
     def close(self) -> None:

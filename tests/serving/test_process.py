@@ -4,46 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.serving.conftest import OWNER_NAME, https_connection, make_pair, ssl_config
-
-
-def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "sealserve", "serve", *flags]
-
-
-@contextmanager
-def process(log: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, int]]]:
-    """A server that is ready, with its ports; killed if the test leaves it running."""
-    ready, write = os.pipe()
-    with log.open("wb") as stderr:
-        child = subprocess.Popen(
-            command(f"--ready_fd={write}", "--bind_address=127.0.0.1", *flags),
-            pass_fds=(write,),
-            stderr=stderr,
-        )
-    os.close(write)
-    try:
-        with os.fdopen(ready) as line:
-            yield child, json.loads(line.readline() or "{}")
-    finally:
-        child.kill()
-        child.wait()
-
-
-def refused(*flags: str) -> tuple[int, str]:
-    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stderr
+from tests.serving.processes import process, refused
 
 
 def test_sigterm_finishes_the_request_under_way_and_exits_0(models: Path, tmp_path: Path) -> None:

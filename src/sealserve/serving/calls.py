@@ -61,9 +61,15 @@ class Calls:
         self.metrics = metrics
         self._log = log
         self._log_all = log_all
+        self._latest = float("-inf")
+
+    def quiet(self) -> float:
+        """Seconds since a call was answered."""
+        return time.monotonic() - self._latest
 
     def ended(self, call: Call, status: Status, error: SealserveError | None = None) -> None:
         """The call has been answered."""
+        self._latest = time.monotonic()
         seconds = time.perf_counter() - call.begun
         self.metrics.request(
             call.model, call.version, call.api, call.entrypoint, status.name, seconds

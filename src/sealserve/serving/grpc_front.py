@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from sealserve.errors import Unavailable
 from sealserve.serving.config import ServerConfig
+from sealserve.serving.grpc_patience import WAITING, Patience
 from sealserve.serving.health import SERVICES, Health
 from sealserve.serving.tls import Identities, TlsSource
 from sealserve.wire import private_pool
@@ -44,10 +45,13 @@ class GrpcFront:
         Raises:
             Unavailable: ``serve.port_unavailable``.
         """
-        self._pool = ThreadPoolExecutor(config.grpc_threads, thread_name_prefix="grpc")
+        self._patience = Patience(config.grpc_threads)
+        threads = config.grpc_threads + WAITING  # started when they are needed
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self._server = grpc.server(
             self._pool,
             handlers=list(handlers),
+            interceptors=[self._patience],
             options=[
                 ("grpc.max_receive_message_length", config.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -69,11 +73,13 @@ class GrpcFront:
 
     def start(self) -> None:
         """Begin to serve."""
+        self._patience.start()
         self._server.start()
 
     def stop(self, grace: float) -> None:
         """Take no more requests, let those under way finish for ``grace`` seconds."""
         self._server.stop(grace).wait()
+        self._patience.stop()
         self._pool.shutdown()
 
     def _bind(self, address: str, tls: TlsSource | None) -> int:

@@ -96,9 +96,9 @@ class RestFront:
         """
         self._server.start()
 
-    def stop(self) -> None:
-        """Take no more connections, and let the requests under way finish."""
-        self._server.stop()
+    def stop(self, grace: float) -> None:
+        """Take no more connections, let the requests under way finish for ``grace`` seconds."""
+        self._server.stop(grace)
         self._pool.shutdown()
 
     async def _answer(self, request: Request) -> Response:
@@ -114,10 +114,13 @@ class RestFront:
             response = await self._call(request)
         if self._config.cors:
             response.headers.update(_CORS)
-        age = time.monotonic() - request.scope["state"]["connected"]
-        if self._config.max_connection_age and age > self._config.max_connection_age:
+        if self._health.draining or self._is_old(request):
             response.headers["connection"] = "close"
         return response
+
+    def _is_old(self, request: Request) -> bool:
+        age: float = time.monotonic() - request.scope["state"]["connected"]
+        return 0 < self._config.max_connection_age < age
 
     async def _call(self, request: Request) -> Response:
         call = Call("", "REST", _peer(request), request.headers.get(REQUEST_ID, ""))

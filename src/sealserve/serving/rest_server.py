@@ -5,12 +5,14 @@ Rules this module keeps:
 * TLS 1.3 where there is TLS, with the identities of the gRPC port.
 * A connection that says nothing, or its headers too slowly, is closed; so is one that is
   older than ``max_connection_age``, after its next answer.
+* A connection that was accepted before the end may still send its request.
 * The server runs in a thread of its own with its own event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 import threading
@@ -28,6 +30,7 @@ __all__ = ["HttpServer"]
 
 _START_SECONDS = 30.0
 _SILENCE_SECONDS = 30.0
+_LAST_REQUEST_SECONDS = 1.0
 
 
 class _Protocol(H11Protocol):
@@ -53,6 +56,19 @@ class _Protocol(H11Protocol):
             self.transport.close()
 
 
+class _Server(uvicorn.Server):
+    """Ends by no longer listening; only then are silent connections closed."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        grace = self.config.timeout_graceful_shutdown or 0
+        deadline = time.monotonic() + min(_LAST_REQUEST_SECONDS, grace)
+        while self.server_state.connections and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)  # uvicorn has no event for it
+        await super().shutdown(sockets)
+
+
 class HttpServer:
     """One listening socket and what answers on it.
 
@@ -76,7 +92,7 @@ class HttpServer:
         """
         self._socket = _bind(config.bind_address, config.rest_port or 0)
         self.port: int = self._socket.getsockname()[1]
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 application,
                 http=_Protocol,
@@ -88,7 +104,6 @@ class HttpServer:
                 server_header=False,
                 h11_max_incomplete_event_size=64 * 1024,
                 ssl_context_factory=(lambda *_: tls.ssl_context(optional=keys)) if tls else None,
-                timeout_graceful_shutdown=max(1, int(config.drain_seconds)),
             )
         )
         self._thread = threading.Thread(
@@ -108,8 +123,9 @@ class HttpServer:
                 raise InternalError("serve.rest_not_started", "the REST server did not start")
             time.sleep(0.01)
 
-    def stop(self) -> None:
-        """Take no more connections, and let the requests under way finish."""
+    def stop(self, grace: float) -> None:
+        """Take no more connections, let the requests under way finish for ``grace`` seconds."""
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace)
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join()

@@ -4,8 +4,10 @@ Rules this module keeps:
 
 * Nothing listens before the models are loaded (or have failed, each for itself)
   and TLS is in place; ``ready`` means that a request would be answered.
-* ``stop`` takes no new request, lets those under way finish, and only then
-  unloads the models.
+* ``stop`` says that no request is wanted any more, answers those that come all the same
+  until the clients have gone elsewhere, lets those under way finish, and only then
+  unloads the models. Within gRPC a request that arrives in the moment of closing is lost
+  (it is told CANCELLED), so that moment is put off until nobody asks.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
+from typing import Final
 
 from sealserve import __version__
 from sealserve.errors import InputError
@@ -39,6 +43,11 @@ from sealserve.stopping import StopSignals
 
 __all__ = ["Server", "run"]
 
+# Clients and balancers that look at health go elsewhere within seconds; those that do
+# not are served for so long, or for half of the time that draining may take.
+_LEAVING_SECONDS: Final = 10.0
+_QUIET_SECONDS: Final = 1.0
+
 
 class Server:
     """A model server.
@@ -56,6 +65,7 @@ class Server:
         self._rest: RestFront | None = None
         self._watcher: Watcher | None = None
         self._health: Health | None = None
+        self._calls: Calls | None = None
         self.ports: dict[str, int] = {}
 
     def start(self) -> None:
@@ -110,8 +120,11 @@ class Server:
         if self._watcher:
             self._watcher.stop()
             self._watcher = None
+        deadline = time.monotonic() + grace
+        self._let_clients_leave(min(_LEAVING_SECONDS, grace / 2))
+        grace = max(0.0, deadline - time.monotonic())
         # Both fronts drain at the same time, within one grace period.
-        rest = threading.Thread(target=self._rest.stop) if self._rest else None
+        rest = threading.Thread(target=self._rest.stop, args=(grace,)) if self._rest else None
         if rest:
             rest.start()
         if self._grpc:
@@ -123,6 +136,16 @@ class Server:
         self._grpc = self._rest = self._catalog = None
         self._log.info("stopped")
 
+    def _let_clients_leave(self, seconds: float) -> None:
+        """Go on answering until nobody has asked for a while, or time is up."""
+        deadline = time.monotonic() + seconds
+        while self._calls and self._calls.quiet() < _QUIET_SECONDS:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._log.warning("still_asked", seconds=seconds)
+                return
+            time.sleep(min(0.05, left))
+
     def _bind(
         self, catalog: Catalog, health: Health, gate: Gate, metrics: Metrics, tls: TlsSource | None
     ) -> None:
@@ -130,7 +153,7 @@ class Server:
         metrics.known = catalog.is_configured
         metrics.present = lambda: {(name, str(number)) for name, number in catalog.available()}
         dataplane = Dataplane(catalog, metrics, method_name_check=config.method_name_check)
-        calls = Calls(metrics, log, log_all=config.log_requests)
+        self._calls = calls = Calls(metrics, log, log_all=config.log_requests)
         methods = Methods(gate, calls, log)
         handlers = [
             PredictionService(dataplane, config).handler(methods),
