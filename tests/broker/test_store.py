@@ -18,9 +18,10 @@ from sealserve.errors import Refused, Unavailable
 
 
 def _put(broker: Broker, name: str, secret: bytes) -> Resource:
+    new = broker.store.wrap_next(name, secret, broker.kek)
     with broker.store.writing() as session:
         return broker.store.put_secret(
-            session, name, secret, broker.kek,
+            session, new,
             record=b"record", owner_public_key=b"owner", policy=b"{}", lease_seconds=60,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from sqlalchemy import select
 
-from sealserve.broker import acts, proposals, views
+from sealserve.broker import principal_acts, proposals, resource_acts, secret_acts, views
 from sealserve.broker.acts import Act, Agreement
 from sealserve.broker.directory import Broker
 from sealserve.broker.leases import revoke
@@ -93,32 +93,38 @@ def _withdraw(
 
 OPERATIONS: Final[Mapping[type[Message], Operation | Look]] = {
     v1_pb2.SecretPutRequest: Operation(
-        "secret.put", acts.put_secret, acts.check_deposit, acts.put_needs
+        "secret.put", secret_acts.put_secret, secret_acts.check_deposit, secret_acts.put_needs
     ),
-    v1_pb2.SecretRotateRequest: Operation("secret.rotate", acts.rotate_secret, acts.check_rotation),
+    v1_pb2.SecretRotateRequest: Operation(
+        "secret.rotate", secret_acts.rotate_secret, secret_acts.check_rotation
+    ),
     v1_pb2.SecretListRequest: Look("secret.list", views.secrets),
     v1_pb2.SecretShowRequest: Look("secret.show", views.secret),
-    v1_pb2.SecretDisableRequest: Operation("secret.disable", acts.set_state("disabled")),
-    v1_pb2.SecretEnableRequest: Operation("secret.enable", acts.set_state("live")),
-    v1_pb2.SecretRetireRequest: Operation("secret.retire", acts.set_state("retired")),
+    v1_pb2.SecretDisableRequest: Operation("secret.disable", secret_acts.set_state("disabled")),
+    v1_pb2.SecretEnableRequest: Operation("secret.enable", secret_acts.set_state("live")),
+    v1_pb2.SecretRetireRequest: Operation("secret.retire", secret_acts.set_state("retired")),
     v1_pb2.SecretDestroyRequest: Operation(
-        "secret.destroy", acts.set_state("destroyed"), needs=acts.destroy_needs
+        "secret.destroy", secret_acts.set_state("destroyed"), needs=secret_acts.destroy_needs
     ),
     v1_pb2.ResourceListRequest: Look("resource.list", views.resources),
     v1_pb2.ResourceShowRequest: Look("resource.show", views.resource),
-    v1_pb2.ResourceRemoveRequest: Operation("resource.remove", acts.remove_resource),
-    v1_pb2.PolicySetRequest: Operation("policy.set", acts.set_policy, needs=acts.policy_needs),
+    v1_pb2.ResourceRemoveRequest: Operation("resource.remove", resource_acts.remove_resource),
+    v1_pb2.PolicySetRequest: Operation(
+        "policy.set", resource_acts.set_policy, needs=resource_acts.policy_needs
+    ),
     v1_pb2.PolicyDiffRequest: Look("policy.diff", views.policy_diff),
     v1_pb2.AuditReadRequest: Look("audit.read", views.audit_lines),
     v1_pb2.AuditSealRequest: Look("audit.seal", views.audit_seal),
     v1_pb2.LeaseListRequest: Look("lease.list", views.leases),
     v1_pb2.LeaseRevokeRequest: Operation("lease.revoke", _revoke_lease),
     v1_pb2.PrincipalAddRequest: Operation(
-        "principal.add", acts.add_principal, needs=acts.add_principal_needs
+        "principal.add", principal_acts.add_principal, needs=principal_acts.add_principal_needs
     ),
     v1_pb2.PrincipalListRequest: Look("principal.list", views.principals),
     v1_pb2.PrincipalRemoveRequest: Operation(
-        "principal.remove", acts.remove_principal, needs=acts.remove_principal_needs
+        "principal.remove",
+        principal_acts.remove_principal,
+        needs=principal_acts.remove_principal_needs,
     ),
     v1_pb2.ProposalListRequest: Look("proposal.list", views.proposal_list),
     v1_pb2.ProposalWithdrawRequest: Operation("proposal.withdraw", _withdraw),

@@ -42,7 +42,7 @@ from sealserve.broker.kek_provider import CurrentKek, make_kek, settle
 from sealserve.broker.keys import KeyEncryptionKey
 from sealserve.broker.protocol import resource_name
 from sealserve.broker.secrets import RETIRED_AT_ONCE, Kind, Previous
-from sealserve.broker.store import Resource, Store
+from sealserve.broker.store import NextVersion, Resource, Store
 from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.files import sync_path, write_atomically
 from sealserve.wire.limits import MAX_RECORD_BYTES
@@ -51,6 +51,7 @@ __all__ = [
     "DEFAULT_LEASE_SECONDS",
     "Broker",
     "Deposit",
+    "WrappedDeposit",
     "create",
     "open_broker",
     "open_without_kek",
@@ -78,6 +79,14 @@ class Deposit:
     lease_seconds: int
     kind: Kind
     expires: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedDeposit:
+    """A deposit whose secret is wrapped: all that there is to do before it is kept."""
+
+    deposit: Deposit
+    version: NextVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +177,27 @@ class Broker:
             resource, secret, record, owner_public_key, policy, lease_seconds, read, until
         )
 
+    def wrap(self, deposit: Deposit) -> WrappedDeposit:
+        """Wrap a deposit's secret as the next version.
+
+        Raises:
+            Unavailable, Refused: ``kek.*``.
+        """
+        version = self.store.wrap_next(deposit.resource, deposit.secret, self.kek)
+        return WrappedDeposit(deposit, version)
+
     def keep(
-        self, session: Session, deposit: Deposit, previous: Previous = RETIRED_AT_ONCE
+        self, session: Session, wrapped: WrappedDeposit, previous: Previous = RETIRED_AT_ONCE
     ) -> Resource:
-        """Store a deposit as the secret's next version, with no audit line of its own."""
+        """Store a deposit as the secret's next version, with no audit line of its own.
+
+        Raises:
+            Unavailable, Refused: as `Store.put_secret`.
+        """
+        deposit = wrapped.deposit
         return self.store.put_secret(
             session,
-            deposit.resource,
-            deposit.secret,
-            self.kek,
+            wrapped.version,
             record=deposit.record,
             owner_public_key=deposit.owner_public_key,
             policy=deposit.policy,
@@ -187,10 +208,10 @@ class Broker:
         )
 
     def put_secret(self, resource: str, sealed_key: bytes, **given: Any) -> Resource:
-        """`accept` and `keep` in one step, for a broker that nobody administers yet."""
-        deposit = self.accept(resource, sealed_key, **given)
+        """`accept`, `wrap` and `keep` in one step, for a broker that nobody administers yet."""
+        wrapped = self.wrap(self.accept(resource, sealed_key, **given))
         with self.store.writing() as session:
-            stored = self.keep(session, deposit)
+            stored = self.keep(session, wrapped)
             audit.append(
                 session,
                 {

@@ -7,6 +7,7 @@ Rules this module keeps:
 * On SQLite writers queue: one inside this process (a lock), one among processes
   (BEGIN IMMEDIATE). On PostgreSQL rows are locked by who changes them; the audit
   chain's head is one row, so that the chain cannot fork.
+* Nobody waits for an HSM or Vault inside a transaction: others would wait with him.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,7 @@ from sealserve.broker.secrets import RETIRED_AT_ONCE, Kind, Previous, moment
 from sealserve.broker.tables import BrokerKeyRow, ResourceRow, ResourceVersionRow, SecretRow
 from sealserve.errors import Refused, Unavailable
 
-__all__ = ["Resource", "SecretInfo", "Store"]
+__all__ = ["NextVersion", "Resource", "SecretInfo", "Store"]
 
 _LIVE: Final = "live"
 _RETIRED: Final = "retired"
@@ -70,6 +71,23 @@ class SecretInfo:
     version: int
     state: str
     created: str
+
+
+@dataclass(frozen=True, slots=True)
+class NextVersion:
+    """A secret wrapped as the version that comes next, before there is a transaction.
+
+    Attributes:
+        id: the secret's name.
+        version: which version it will be.
+        wrapped: its bytes, bound to name and version.
+        kek_id: what wrapped them.
+    """
+
+    id: str
+    version: int
+    wrapped: bytes = field(repr=False)
+    kek_id: str
 
 
 class Store:
@@ -196,19 +214,29 @@ class Store:
                     f"the database holds no broker key {name!r}",
                     hint="it was not made by `sealserve broker init`, or was changed",
                 )
-            return kek.unwrap(row.wrapped, name=row.name, version=row.version)
+            wrapped, version = row.wrapped, row.version
+        return kek.unwrap(wrapped, name=name, version=version)
 
     def kek_id(self) -> str:
         """Names the key-encryption key under which the database is wrapped."""
         with self.reading() as session:
             return session.scalar(select(BrokerKeyRow.kek_id).limit(1)) or ""
 
+    def wrap_next(self, name: str, secret: bytes, kek: KeyEncryptionKey) -> NextVersion:
+        """Wrap what will be a secret's next version, for `put_secret`.
+
+        Raises:
+            Unavailable, Refused: ``kek.*``.
+        """
+        with self.reading() as session:
+            version = _latest(session, name) + 1
+        kek_id = kek.id
+        return NextVersion(name, version, kek.wrap(secret, name=name, version=version), kek_id)
+
     def put_secret(
         self,
         session: Session,
-        name: str,
-        secret: bytes,
-        kek: KeyEncryptionKey,
+        new: NextVersion,
         *,
         record: bytes,
         owner_public_key: bytes,
@@ -222,9 +250,7 @@ class Store:
 
         Args:
             session: from `writing`, so that the audit line is part of the same step.
-            name: resource and secret.
-            secret: the bytes to keep, wrapped.
-            kek: wraps them.
+            new: from `wrap_next`; the resource has the secret's name.
             record: signed volume record, or empty.
             owner_public_key: who signed it.
             policy: a YAML document.
@@ -238,12 +264,16 @@ class Store:
 
         Raises:
             Unavailable: ``kek.changed``.
-            Unavailable, Refused: other ``kek.*``.
+            Refused: ``secret.version_taken``.
         """
-        _require_current(session, kek)
-        latest = session.scalar(select(func.max(SecretRow.version)).where(SecretRow.id == name))
-        version = (latest or 0) + 1
-        live = select(SecretRow).where(SecretRow.id == name, SecretRow.state == _LIVE)
+        _require_current(session, new.kek_id)
+        if _latest(session, new.id) + 1 != new.version:
+            raise Refused(
+                "secret.version_taken",
+                f"somebody else has just put version {new.version} of {new.id!r}",
+                hint="look at it with `sealserve secret show`, and try again if yours shall follow",
+            )
+        live = select(SecretRow).where(SecretRow.id == new.id, SecretRow.state == _LIVE)
         now = self.clock(session)
         for older in session.scalars(live):
             if previous.retired:
@@ -253,11 +283,11 @@ class Store:
                 older.expires = min(older.expires or until, until)
         session.add(
             SecretRow(
-                id=name,
-                version=version,
+                id=new.id,
+                version=new.version,
                 kind=kind,
-                wrapped=kek.wrap(secret, name=name, version=version),
-                kek_id=kek.id,
+                wrapped=new.wrapped,
+                kek_id=new.kek_id,
                 state=_LIVE,
                 created=moment(now),
                 expires=expires,
@@ -266,16 +296,19 @@ class Store:
         session.flush()
         row = session.merge(
             ResourceRow(
-                name=name,
-                secret_id=name,
-                secret_version=version,
+                name=new.id,
+                secret_id=new.id,
+                secret_version=new.version,
                 policy=policy,
                 policy_sha256=hashlib.sha256(policy).hexdigest(),
                 lease_seconds=lease_seconds,
             )
         )
         bound = ResourceVersionRow(
-            resource=name, secret_version=version, record=record, owner_public_key=owner_public_key
+            resource=new.id,
+            secret_version=new.version,
+            record=record,
+            owner_public_key=owner_public_key,
         )
         session.flush()
         session.add(bound)
@@ -347,10 +380,15 @@ class Store:
         return row.wrapped
 
 
-def _require_current(session: Session, kek: KeyEncryptionKey) -> None:
-    """Wrap nothing under a key that the database has left; hold off a `rekey` until the end."""
+def _latest(session: Session, secret_id: str) -> int:
+    """The number of a secret's newest version; 0 if there is none."""
+    return session.scalar(select(func.max(SecretRow.version)).where(SecretRow.id == secret_id)) or 0
+
+
+def _require_current(session: Session, kek_id: str) -> None:
+    """Keep nothing under a key that the database has left; hold off a `rekey` until the end."""
     held = select(BrokerKeyRow.kek_id).limit(1).with_for_update(read=True)
-    if session.scalar(held) != kek.id:
+    if session.scalar(held) != kek_id:
         raise Unavailable(
             "kek.changed",
             "the database is wrapped under another key-encryption key than this broker has",

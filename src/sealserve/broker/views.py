@@ -13,11 +13,11 @@ from typing import Any, Final
 from sqlalchemy import select
 
 from sealserve.broker import proposals
-from sealserve.broker.acts import policy_changes
 from sealserve.broker.checkpoints import END
 from sealserve.broker.directory import Broker
 from sealserve.broker.leases import Leases
 from sealserve.broker.protocol import resource_name
+from sealserve.broker.resource_acts import policy_changes, resource_unknown
 from sealserve.broker.store import Resource
 from sealserve.broker.tables import PrincipalRow, ResourceVersionRow, SecretRow
 from sealserve.errors import Refused
@@ -177,11 +177,7 @@ def _versions(broker: Broker, name: str | None) -> list[dict[str, Any]]:
 def _resource(broker: Broker, name: str) -> Resource:
     found = broker.store.resource(resource_name(name))
     if found is None:
-        raise Refused(
-            "resource.unknown",
-            f"there is no resource {name!r}",
-            hint="`sealserve resource list` shows them",
-        )
+        raise resource_unknown(name)
     return found
 
 
