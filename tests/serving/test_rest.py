@@ -130,21 +130,24 @@ def tensor_info(name: str, *sizes: str) -> dict[str, Any]:
         (b"{", 400, "JSON Parse error: "),
         (b"\xff\xfe", 400, "JSON Parse error: "),
         (b"[" * 100_000, 400, "JSON Parse error: "),
-        (b"[1]", 400, "not an object"),
+        (b"[1]", 400, "Is not object"),
         (b"{}", 400, "Missing 'inputs' or 'instances' key"),
         (b'{"inputs": 1, "instances": [1]}', 400, "expecting only one of"),
         (b'{"instances": 1}', 400, "to be an list/array"),
         (b'{"instances": []}', 400, "No values in 'instances' array"),
         (b'{"instances": [1], "signature_name": 1}', 400, "must be a string"),
-        (b'{"instances": [1], "signature_name": "no"}', 400, 'Serving signature key "no" not'),
+        (
+            b'{"instances": [1], "signature_name": "no"}',
+            400,
+            'Serving signature name: "no" not found in',
+        ),
         (b'{"instances": [{"y": 1}]}', 400, "keys must be equal to: x"),
         (b'{"instances": [1, {"x": 1}]}', 400, "Expecting value/list but got object"),
         (b'{"instances": [{"x": 1}, 1]}', 400, "Expecting object but got list at item 1"),
         (b'{"instances": [[1], [1, 2]]}', 400, "not a list of lists of one size"),
-        (b'{"instances": ["a"]}', 400, "not of expected type: DT_FLOAT"),
-        (b'{"instances": [true]}', 400, "not of expected type: DT_FLOAT"),
-        (b'{"instances": [null]}', 400, "not of expected type: DT_FLOAT"),
-        (b'{"instances": [1e39]}', 400, "without loss of precision"),
+        (b'{"instances": ["a"]}', 400, "not of expected type: float"),
+        (b'{"instances": [true]}', 400, "not of expected type: float"),
+        (b'{"instances": [null]}', 400, "not of expected type: float"),
         (
             b'{"signature_name": "pairs", "instances": [[1, 2, 3]]}',
             400,
@@ -235,7 +238,7 @@ def test_values_take_the_types_of_the_signature() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("i", 128), ("i", 1.0), ("i", 10**30), ("b", 1), ("s", 1), ("s", {"b64": "?"}), ("f", 1e6)],
+    [("i", 128), ("i", 1.0), ("i", 10**30), ("b", 1), ("s", 1), ("s", {"b64": "?"}), ("f", "1")],
 )
 def test_values_that_do_not_fit_their_type(key: str, value: Any) -> None:
     row = {"i": 1, "b": True, "s": "x", "f": 1.0, key: value}

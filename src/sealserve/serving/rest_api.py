@@ -21,6 +21,7 @@ from sealserve.serving.dataplane import Dataplane, Task
 from sealserve.serving.inference import CLASSIFY, REGRESS
 from sealserve.serving.rest_examples import classes_body, parse_examples_request, values_body
 from sealserve.serving.rest_json import dump, parse_request, response_body
+from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE
 from sealserve.wire.serving import api_pb2
 
 __all__ = ["RestApi"]
@@ -29,6 +30,7 @@ _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(
 _ASK = re.compile(_MODEL + ":(?P<method>predict|classify|regress)", re.IGNORECASE)
 _METADATA = re.compile(_MODEL + "/metadata", re.IGNORECASE)
 _STATUS = re.compile(_MODEL, re.IGNORECASE)
+_MODELS = re.compile("/v1/models", re.IGNORECASE)
 _MAX_VERSION = 2**63 - 1
 _MAX_DIGITS = 1000  # Python reads no number of more than 4300 digits
 
@@ -66,12 +68,17 @@ class RestApi:
         if method == "GET" and (match := _STATUS.fullmatch(path)):
             spec = _spec(match)
             return "GetModelStatus", lambda _, call: self._status(spec, call)
+        if method == "GET" and _MODELS.fullmatch(path):
+            raise InputError("request.model_name_missing", "Missing model name in request.")
         raise InputError("request.path_unknown", f"Malformed request: {method} {path}")
 
     def _predict(self, spec: ModelSpec, body: bytes, call: Call) -> bytes:
         call.model = spec.name
         request = parse_request(body)
-        prediction = self._dataplane.predict(spec, request.signature, request.decode)
+        try:
+            prediction = self._dataplane.predict(spec, request.signature, request.decode)
+        except InputError as error:
+            raise _as_rest_says_it(error, request.signature) from None
         call.version = prediction.version
         return response_body(prediction.outputs, row=request.row)
 
@@ -117,8 +124,25 @@ class RestApi:
 
 
 def _to_dict(message: api_pb2.SignatureDefMap) -> dict[str, Any]:
-    return MessageToDict(
+    """The message as proto-JSON; what has names in it is in their order."""
+    whole: dict[str, Any] = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    signatures = whole["signature_def"]
+    for signature in signatures.values():
+        for key in ("inputs", "outputs", "defaults"):
+            signature[key] = dict(sorted(signature[key].items()))
+    return {**whole, "signature_def": dict(sorted(signatures.items()))}
+
+
+def _as_rest_says_it(error: InputError, signature: str) -> InputError:
+    """The original's REST looks the signature up itself, and has words of its own for it."""
+    if error.code != "request.signature_not_found":
+        return error
+    name = signature or DEFAULT_SIGNATURE
+    return InputError(
+        "request.signature_not_found",
+        f'Serving signature name: "{name}" not found in signature def',
     )
 
 

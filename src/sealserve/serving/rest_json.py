@@ -84,7 +84,7 @@ def parse_request(body: bytes) -> JsonRequest:
     if "instances" in parsed:
         instances = parsed["instances"]
         if not isinstance(instances, list):
-            raise _form("Excepting 'instances' to be an list/array")
+            raise _form("Expecting 'instances' to be an list/array")
         if not instances:
             raise _form("No values in 'instances' array")
         return JsonRequest(signature, True, instances)
@@ -101,7 +101,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     parsed = _parse(body)
     if not isinstance(parsed, dict):
-        raise _form("the body is not an object")
+        raise _form("Is not object")
     return parsed
 
 
@@ -155,7 +155,8 @@ def _parse(body: bytes) -> Any:
     except RecursionError:
         raise _malformed("it is nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise _malformed(f"{error.msg} at offset: {error.pos}") from None
+        what = error.msg.replace("Expecting value", "Invalid value.")  # the original's words
+        raise _malformed(f"{what} at offset: {error.pos}") from None
     except ValueError:  # not UTF-8, or a number of thousands of digits
         raise _malformed("Invalid value.") from None
 
@@ -230,24 +231,15 @@ def _typed(key: str, spec: TensorSpec, found: Array) -> Array:
     if found.dtype.kind not in allowed:
         raise _values(
             f'input "{key}" holds a JSON value that is not of expected type: '
-            f"{dtype_name(spec.dtype)}"
+            f"{_type_name(spec.dtype)}"
         )
     if wanted.kind in "iu" and found.size:
         limits = np.iinfo(wanted)
         if int(found.min()) < limits.min or int(found.max()) > limits.max:
             raise _values(f'input "{key}" holds a number outside {limits.min}..{limits.max}')
     with np.errstate(over="ignore"):
-        array = found.astype(wanted)
-    if (
-        wanted.kind == "f"
-        and np.isinf(array).any()
-        and not np.array_equal(np.isinf(array), np.isinf(found))
-    ):
-        raise _values(
-            f'input "{key}": Cannot convert JSON value to {dtype_name(spec.dtype)} '
-            "without loss of precision."
-        )
-    return array
+        # What is too large becomes an infinity, as the original's parser has it.
+        return found.astype(wanted)
 
 
 def _string_array(key: str, value: Any) -> Array:
@@ -261,7 +253,7 @@ def _string_array(key: str, value: Any) -> Array:
                 return base64.b64decode(item["b64"], validate=True)
             except (binascii.Error, ValueError):
                 raise _values("Unable to base64 decode") from None
-        raise _values(f'input "{key}" holds a JSON value that is not of expected type: DT_STRING')
+        raise _values(f'input "{key}" holds a JSON value that is not of expected type: string')
 
     try:
         return np.array(convert(value), dtype=object)
@@ -270,26 +262,28 @@ def _string_array(key: str, value: Any) -> Array:
 
 
 def _batch_size(outputs: Mapping[str, Array]) -> int:
-    sizes: set[int] = set()
+    size: int | None = None
     for key, array in outputs.items():
         if array.ndim == 0:
             raise InputError(
                 "request.json_rows",
                 f"Tensor name: {key} has no shape information; ask in the column form, 'inputs'",
             )
-        sizes.add(array.shape[0])
-        if len(sizes) > 1:
+        if size not in (None, array.shape[0]):
             raise InputError(
                 "request.json_rows",
-                f"Tensor name: {key} has inconsistent batch size: {array.shape[0]}; "
-                "ask in the column form, 'inputs'",
+                f"Tensor name: {key} has inconsistent batch size: {array.shape[0]} "
+                f"expecting: {size}; ask in the column form, 'inputs'",
             )
-    return sizes.pop()
+        size = array.shape[0]
+    return size or 0
 
 
 def _writable(key: str, array: Array) -> Any:
+    if array.dtype.kind == "c":
+        raise _values(f"Failed to write JSON value for tensor type: {array.dtype}")
     if array.dtype != object:
-        return array if array.ndim else array[()]
+        return np.ascontiguousarray(array) if array.ndim else array[()]
 
     def convert(item: Any) -> Any:
         if isinstance(item, list):
@@ -337,6 +331,11 @@ def array_of(key: str, data_type: int, value: Any) -> Array:
 def plain(key: str, array: Array) -> Any:
     """An array as `dump` writes it."""
     return _writable(key, array)
+
+
+def _type_name(data_type: int) -> str:
+    """What TensorFlow calls a type in its messages: ``float``, ``int32``, ``string``."""
+    return dtype_name(data_type).removeprefix("DT_").lower()
 
 
 def _malformed(why: str) -> InputError:
