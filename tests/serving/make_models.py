@@ -237,6 +237,24 @@ class AnyRank(tf.Module):
         return {"y": x * 2}
 
 
+class Mixing(tf.Module):
+    """Traps for batching: each row of the answer depends on other rows of the batch."""
+
+    @tf.function(input_signature=[spec([None, 4], tf.float32, "x")])
+    def mean(self, x):
+        return {"y": x - tf.reduce_mean(x, 0)}
+
+    @tf.function(input_signature=[spec([None, 4], tf.float32, "x")])
+    def first(self, x):
+        return {"y": x - x[:1]}
+
+    @tf.function(input_signature=[spec([None, 4], tf.float32, "x")])
+    def scale(self, x):
+        """As a dynamic quantization with one scale for all: only huge neighbours show it."""
+        step = tf.maximum(tf.reduce_max(tf.abs(x)) * 1e-6, 1e-6)
+        return {"y": tf.round(x / step) * step}
+
+
 def save_v1(name, build):
     graph = tf.Graph()
     with graph.as_default():
@@ -350,6 +368,11 @@ answers(
 embedding = Embedding()
 save("embedding", embedding, embedding.embed)
 answers("embedding", {"tokens": np.array([[0, 49, 7], [3, 3, 12]], "i8")})
+
+mixing = Mixing()
+save("mixing", mixing, {"mean": mixing.mean, "first": mixing.first, "scale": mixing.scale})
+for key in ("mean", "first", "scale"):
+    answers("mixing", {"x": np.array([[1, -2, 3, 0.5], [4, 4, -1, 0]], "f4")}, key)
 
 loop = Loop()
 save("loop", loop, loop.grow)

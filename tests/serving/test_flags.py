@@ -74,6 +74,7 @@ def test_switches(text: str, value: bool) -> None:
         ("--max_request_bytes=0", "flag.value"),
         ("--grpc_channel_arguments=novalue", "flag.value"),
         ("--use_alts_credentials", "flag.refused"),
+        ("--mixed_precision=fp8", "flag.value"),
     ],
 )
 def test_bad_flags(argument: str, code: str) -> None:
@@ -83,6 +84,7 @@ def test_bad_flags(argument: str, code: str) -> None:
 def test_contradictions() -> None:
     assert code_of() == "flag.missing"
     assert code_of(BASE, "--insecure", "--ssl_config_file=x") == "flag.conflict"
+    assert code_of(BASE, "--batching_parameters_file=x") == "flag.conflict"
     assert (
         code_of(BASE, "--tensorflow_session_parallelism=2", "--tensorflow_intra_op_parallelism=1")
         == "flag.conflict"
@@ -90,9 +92,9 @@ def test_contradictions() -> None:
 
 
 def test_a_flag_without_effect_is_told_only_when_it_was_changed() -> None:
-    assert flags.parse([BASE, "--enable_batching=false", "--enable_profiler"]).ignored == ()
-    ignored = flags.parse([BASE, "--enable_batching"]).ignored
-    assert [flag for flag, _ in ignored] == ["--enable_batching"]
+    assert flags.parse([BASE, "--enable_profiler", "--skip_initialize_tpu=false"]).ignored == ()
+    ignored = flags.parse([BASE, "--skip_initialize_tpu"]).ignored
+    assert [flag for flag, _ in ignored] == ["--skip_initialize_tpu"]
 
 
 def test_every_flag_of_tensorflow_serving_is_known() -> None:

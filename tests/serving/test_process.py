@@ -26,6 +26,7 @@ def test_sigterm_finishes_the_request_under_way_and_exits_0(models: Path, tmp_pa
         "--port=0",
         "--rest_api_port=0",
         "--enable_batching",
+        "--skip_initialize_tpu",
     ) as (child, ports):
         assert set(ports) == {"grpc", "rest"}
         connection = https_connection(ports["rest"], owner)
@@ -50,7 +51,7 @@ def test_sigterm_finishes_the_request_under_way_and_exits_0(models: Path, tmp_pa
     assert serving["tls"] is True
     assert serving["models"] == ["m/2"]
     warned = [event["flag"] for event in events if event["event"] == "flag_without_effect"]
-    assert warned == ["--enable_batching"]
+    assert warned == ["--skip_initialize_tpu"]
 
 
 def wait_until_asked_for_the_body(connection: http.client.HTTPConnection) -> None:

@@ -43,9 +43,9 @@ from sealserve.serving.status import status_of
 from sealserve.serving.table import Entry, Table
 from sealserve.serving.versions import find_versions
 
-Prepare = Callable[[str, int, Path, Model], None]
+Prepare = Callable[[str, int, Path, Model], Model]
 
-__all__ = ["Catalog", "Handle", "ModelSpec", "State", "VersionStatus"]
+__all__ = ["Catalog", "Handle", "ModelSpec", "Prepare", "State", "VersionStatus"]
 
 _LOW_PRIORITY: Final = 10
 # The file as it is cannot be served; no pause changes that.
@@ -78,7 +78,7 @@ class Catalog(Table):
             runtime: what loads it.
             log: where changes are told.
             life: how versions come and go.
-            prepare: done with each version before it is served; its error fails the load.
+            prepare: gives what is to be served of a loaded version; its error fails the load.
             metrics: where loads are counted.
         """
         super().__init__()
@@ -267,7 +267,7 @@ class Catalog(Table):
         model = self._runtime.load(path)
         if self._prepare is not None:
             try:
-                self._prepare(name, version, path, model)
+                return self._prepare(name, version, path, model)
             except BaseException:
                 model.close()
                 raise
@@ -315,6 +315,7 @@ class Catalog(Table):
             if model is None:
                 return
             servable.move(State.UNLOADING)
+        model.hurry()
         thread = threading.Thread(target=self._unload, args=(name, servable, model), name="unload")
         self._retiring.append(thread)
         thread.start()

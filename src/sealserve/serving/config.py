@@ -18,6 +18,7 @@ from google.protobuf import text_format
 
 from sealserve.errors import InputError
 from sealserve.files import read_limited
+from sealserve.serving.batching.parameters import BatchingConfig
 from sealserve.wire.serving import config_pb2
 
 __all__ = [
@@ -126,8 +127,11 @@ class RuntimeConfig:
 
     Attributes:
         tags: the tags that select the meta graph of a SavedModel.
-        threads: threads of one inference; 0: all cores this process may use.
-        streams: inferences that run side by side on those threads; 0: one.
+        threads: threads of a model's inferences together; 0: all cores this process may use.
+        streams: inferences that run side by side on those threads; 0: chosen for each model.
+        throughput: choose them for many requests rather than for the fastest answer.
+        precision: ``f32`` or ``bf16``.
+        prefer_lite: a version's model.tflite goes before its saved_model.pb.
         tensorflow: where TensorFlow is, for what OpenVINO cannot be shown to compute:
             ``auto`` (beside sealserve, if installed), ``off``, or a Python interpreter.
     """
@@ -135,6 +139,9 @@ class RuntimeConfig:
     tags: tuple[str, ...] = ("serve",)
     threads: int = 0
     streams: int = 0
+    throughput: bool = False
+    precision: str = "f32"
+    prefer_lite: bool = False
     tensorflow: str = "auto"
 
 
@@ -164,6 +171,7 @@ class ServerConfig:
         reflection: tell clients the services and messages.
         tensor_content: answer with ``tensor_content`` instead of typed fields.
         runtime: how models are run.
+        batching: how requests are gathered; None: each is run by itself.
         warm_up: replay the warm-up records of a model before it is served.
         warm_up_iterations: how often each of them.
         life: how versions come and go.
@@ -194,6 +202,7 @@ class ServerConfig:
     reflection: bool = False
     tensor_content: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    batching: BatchingConfig | None = None
     warm_up: bool = True
     warm_up_iterations: int = 1
     life: LifeConfig = field(default_factory=LifeConfig)

@@ -47,7 +47,9 @@ def _no_effect(name: str, default: bool | int | str, why: str) -> Flag:
 
 
 _NO_TENSORFLOW = "there is no TensorFlow in this server"
-_NO_BATCHING = "requests are not gathered into batches"
+_NO_POOLS = (
+    "OpenVINO runs .tflite files, and --tensorflow_inter_op_parallelism says how many at once"
+)
 
 FLAGS: tuple[Flag, ...] = (
     # What is served.
@@ -81,6 +83,28 @@ FLAGS: tuple[Flag, ...] = (
         own=True,
         many=True,
     ),
+    Flag(
+        "prefer_tflite_model",
+        False,
+        "serve a version's model.tflite even if it has a saved_model.pb",
+    ),
+    # Requests gathered into batches.
+    Flag(
+        "enable_batching",
+        False,
+        "run requests together, for signatures whose rows are shown to be independent",
+    ),
+    Flag(
+        "batching_parameters_file",
+        "",
+        "BatchingParameters: sizes, times and limits; needs --enable_batching",
+    ),
+    Flag(
+        "enable_per_model_batching_parameters",
+        False,
+        "take them from batching_params.pbtxt in each version's directory; a version without one "
+        "is not batched. Threads and their name are still the server's",
+    ),
     # Where.
     Flag("port", 8500, "gRPC port; 0 picks a free one"),
     Flag("rest_api_port", 0, "REST port; no REST unless given; an explicit 0 picks a free one"),
@@ -104,15 +128,29 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("insecure", False, "serve plaintext; without it there must be an identity", own=True),
     # How much.
-    Flag("grpc_max_threads", 0, "gRPC requests worked on at a time; 0: 4 per core"),
-    Flag("rest_api_num_threads", 0, "REST requests worked on at a time; 0: 4 per core"),
+    Flag(
+        "grpc_max_threads",
+        0,
+        "gRPC requests worked on, or waiting in a batch, at a time; 0: 4 per core, and with "
+        "batching enough to fill two batches, at most 128",
+    ),
+    Flag("rest_api_num_threads", 0, "likewise for REST"),
     Flag("rest_api_timeout_in_ms", 30000, "how long a REST request may take"),
     Flag("max_request_bytes", 256 * 2**20, "largest request that is read", own=True),
     Flag("drain_seconds", 25, "how long SIGTERM waits for requests under way", own=True),
-    Flag("tensorflow_intra_op_parallelism", 0, "threads of one inference; 0: all cores"),
-    Flag("tensorflow_inter_op_parallelism", 0, "inferences side by side; 0: one, lowest latency"),
+    Flag("tensorflow_intra_op_parallelism", 0, "threads of a model; 0: all cores"),
+    Flag(
+        "tensorflow_inter_op_parallelism",
+        0,
+        "inferences of a model side by side; 0: chosen for each model, with the reason in the log",
+    ),
     Flag("tensorflow_session_parallelism", 0, "sets both of the above"),
     Flag("grpc_channel_arguments", "", "gRPC channel arguments, key=value, comma-separated"),
+    Flag(
+        "mixed_precision",
+        "",
+        "bfloat16: compute in it where the processor can; faster, and less exact",
+    ),
     Flag("enable_serialization_as_tensor_content", False, "answer with tensor_content"),
     Flag("enable_model_warmup", True, "answer a model's warm-up records before it is served"),
     Flag("num_request_iterations_for_warmup", 0, "how often each record; 0: once"),
@@ -145,23 +183,18 @@ FLAGS: tuple[Flag, ...] = (
     Flag("ready_fd", -1, "descriptor that gets one JSON line with the ports", own=True),
     Flag("version", False, "print the version and exit"),
     # Known, and without effect here.
-    _no_effect("enable_batching", False, _NO_BATCHING),
-    _no_effect("batching_parameters_file", "", _NO_BATCHING),
-    _no_effect("enable_per_model_batching_parameters", False, _NO_BATCHING),
     _no_effect("num_unload_threads", 0, "each version is unloaded as soon as it is free"),
     _no_effect("flush_filesystem_caches", True, "the page cache is the kernel's affair"),
     _no_effect("tensorflow_session_config_file", "", _NO_TENSORFLOW),
     _no_effect("platform_config_file", "", "there is one platform: tensorflow"),
     _no_effect("per_process_gpu_memory_fraction", "0", "models run on the CPU"),
     _no_effect("remove_unused_fields_from_bundle_metagraph", True, _NO_TENSORFLOW),
-    _no_effect("prefer_tflite_model", False, "model.tflite is served where there is no SavedModel"),
-    _no_effect("num_tflite_pools", 0, "SavedModels are served, no .tflite files"),
-    _no_effect("num_tflite_interpreters_per_pool", 1, "SavedModels are served, no .tflite files"),
+    _no_effect("num_tflite_pools", 0, _NO_POOLS),
+    _no_effect("num_tflite_interpreters_per_pool", 1, _NO_POOLS),
     _no_effect("xla_cpu_compilation_enabled", False, _NO_TENSORFLOW),
     _no_effect("xla_gpu_compilation_enabled", False, _NO_TENSORFLOW),
     _no_effect("enable_profiler", True, "there is no profiler: it would show what runs inside"),
     _no_effect("thread_pool_factory_config_file", "", _NO_TENSORFLOW),
-    _no_effect("mixed_precision", "", "models are computed at float32"),
     _no_effect("skip_initialize_tpu", False, "models run on the CPU"),
     Flag("use_alts_credentials", False, "ALTS is not offered; use TLS", Effect.REFUSED),
 )

@@ -15,6 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sealserve.errors import InputError
+from sealserve.serving.batching.parameters import (
+    SERVER_POOL_NAME,
+    BatchingConfig,
+    parameters_of,
+    read_parameters,
+)
 from sealserve.serving.config import (
     LifeConfig,
     ModelConfig,
@@ -25,11 +31,14 @@ from sealserve.serving.config import (
     read_model_config,
 )
 from sealserve.serving.flag_table import FLAGS, Effect, Flag, usage
+from sealserve.wire.serving import config_pb2
 
 __all__ = ["FLAGS", "Effect", "Flag", "parse", "usage"]
 
 
 Value = bool | int | str
+
+_MOST_WAITING = 128
 
 
 def parse(argv: Sequence[str]) -> ServerConfig:
@@ -44,9 +53,9 @@ def parse(argv: Sequence[str]) -> ServerConfig:
     """
     given = _Given(_read(argv))
     _check_together(given)
-    cores = len(os.sched_getaffinity(0))
-    session = given.number("tensorflow_session_parallelism")
     models = _models(given)
+    batching = _batching(given)
+    threads = _threads(batching)
     return ServerConfig(
         models=models,
         tls=TlsConfig(
@@ -58,8 +67,8 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         grpc_port=given.number("port", 0, 65535),
         grpc_socket=given.path("grpc_socket_path"),
         rest_port=given.number("rest_api_port", 0, 65535) if given.has("rest_api_port") else None,
-        grpc_threads=given.number("grpc_max_threads", 0, 1024) or 4 * cores,
-        rest_threads=given.number("rest_api_num_threads", 0, 1024) or 4 * cores,
+        grpc_threads=given.number("grpc_max_threads", 0, 1024) or threads,
+        rest_threads=given.number("rest_api_num_threads", 0, 1024) or threads,
         rest_timeout=given.number("rest_api_timeout_in_ms", 1, 86_400_000) / 1000,
         grpc_options=_channel_arguments(given.text("grpc_channel_arguments")),
         max_request_bytes=given.number("max_request_bytes", 1024, 2**31 - 1),
@@ -72,23 +81,15 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         health_service=given.switch("enable_grpc_healthcheck_service"),
         reflection=given.switch("enable_reflection"),
         tensor_content=given.switch("enable_serialization_as_tensor_content"),
-        runtime=RuntimeConfig(
-            tags=tuple(filter(None, given.text("saved_model_tags").split(","))),
-            threads=given.number("tensorflow_intra_op_parallelism") or session,
-            streams=given.number("tensorflow_inter_op_parallelism") or session,
-            tensorflow=given.text("tensorflow_runtime"),
-        ),
+        runtime=_runtime(given, batching),
+        batching=batching,
         warm_up=given.switch("enable_model_warmup"),
         warm_up_iterations=given.number("num_request_iterations_for_warmup", 0, 10_000) or 1,
         life=_life(given, models),
         drain_seconds=given.number("drain_seconds", 0, 86_400),
         log_note=given.text("log_note"),
         ready_fd=given.number("ready_fd", 0) if given.has("ready_fd") else None,
-        ignored=tuple(
-            (f"--{flag.name}", flag.meaning)
-            for flag in FLAGS
-            if flag.effect is Effect.WARNED and given.value(flag.name) != flag.default
-        ),
+        ignored=_ignored(given),
     )
 
 
@@ -199,6 +200,62 @@ def _models(given: _Given) -> tuple[ModelConfig, ...]:
             hint="give --model_base_path=DIR (and --model_name) or --model_config_file=FILE",
         )
     return (ModelConfig(given.text("model_name"), base_path.absolute()),)
+
+
+def _ignored(given: _Given) -> tuple[tuple[str, str], ...]:
+    ignored = [
+        (f"--{flag.name}", flag.meaning)
+        for flag in FLAGS
+        if flag.effect is Effect.WARNED and given.value(flag.name) != flag.default
+    ]
+    per_model = "enable_per_model_batching_parameters"
+    if given.switch(per_model) and not given.switch("enable_batching"):
+        ignored.append((f"--{per_model}", "there is no --enable_batching"))
+    return tuple(ignored)
+
+
+def _batching(given: _Given) -> BatchingConfig | None:
+    file = given.path("batching_parameters_file")
+    if not given.switch("enable_batching"):
+        if file is not None:
+            raise InputError(
+                "flag.conflict",
+                "batching_parameters_file is set without setting enable_batching to true",
+                where="--batching_parameters_file",
+                hint="add --enable_batching",
+            )
+        return None
+    if file is not None:
+        common = read_parameters(file)
+    else:
+        common = parameters_of(config_pb2.BatchingParameters(), "", SERVER_POOL_NAME)
+    return BatchingConfig(common, per_model=given.switch("enable_per_model_batching_parameters"))
+
+
+def _threads(batching: BatchingConfig | None) -> int:
+    """Threads of a front: a request keeps its own while it waits for others."""
+    usual = 4 * len(os.sched_getaffinity(0))
+    if batching is None:
+        return usual
+    return max(usual, min(2 * batching.common.max_batch_size, _MOST_WAITING))
+
+
+def _runtime(given: _Given, batching: BatchingConfig | None) -> RuntimeConfig:
+    session = given.number("tensorflow_session_parallelism", 0, 1024)
+    mixed = given.text("mixed_precision")
+    if mixed not in ("", "bfloat16"):
+        raise InputError(
+            "flag.value", f"{mixed!r} is not offered; bfloat16 is", where="--mixed_precision"
+        )
+    return RuntimeConfig(
+        tags=tuple(filter(None, given.text("saved_model_tags").split(","))),
+        threads=given.number("tensorflow_intra_op_parallelism", 0, 1024) or session,
+        streams=given.number("tensorflow_inter_op_parallelism", 0, 1024) or session,
+        throughput=batching is not None,
+        precision="bf16" if mixed else "f32",
+        prefer_lite=given.switch("prefer_tflite_model"),
+        tensorflow=given.text("tensorflow_runtime"),
+    )
 
 
 def _life(given: _Given, models: tuple[ModelConfig, ...]) -> LifeConfig:

@@ -9,6 +9,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from sealserve.errors import InputError, SealserveError
 from sealserve.logs import Log
 from sealserve.serving.access import Gate, Peer, Role, key_in
 from sealserve.serving.calls import REQUEST_ID, Call, Calls
+from sealserve.serving.patience import Patience, patient
 from sealserve.serving.status import Status, status_of
 
 __all__ = ["Methods", "sentence"]
@@ -62,7 +64,8 @@ class Methods:
             try:
                 if role is not None:
                     self.gate.check(role, call.peer)
-                response = answer(_decoded(raw, request_type), call).SerializeToString()
+                with patient(_patience(context)):
+                    response = answer(_decoded(raw, request_type), call).SerializeToString()
             except SealserveError as error:
                 failure, status, message = error, status_of(error), sentence(error)
             except Exception as error:  # a bug is answered too, without its values
@@ -94,6 +97,15 @@ def _decoded(raw: bytes, request_type: type[Message]) -> Message:
         raise InputError(
             "request.malformed", f"the request is no {request_type.DESCRIPTOR.name}"
         ) from None
+
+
+def _patience(context: grpc.ServicerContext) -> Patience:
+    remaining: float | None = context.time_remaining()  # the stubs do not know of None
+    return Patience(
+        until=None if remaining is None else time.monotonic() + remaining,
+        cancelled=lambda: not context.is_active(),
+        when_cancelled=context.add_callback,
+    )
 
 
 def _call(api: str, context: grpc.ServicerContext) -> Call:

@@ -8,7 +8,8 @@ Rules this module keeps:
 
 * A name that a client made up makes no series: it is counted under an empty model name.
 * The series of a version that is no longer there are dropped.
-* Buckets are the original's: 10 us times 1.8 to the power of 0..32, and infinity.
+* Buckets are the original's: 10 us times 1.8 to the power of 0..32, and infinity; 100 us
+  times 1.2 to the power of 0..51 in queues.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _LATENCY_BUCKETS = tuple(10 * 1.8**power for power in range(33))
 _COUNT_BUCKETS = tuple(float(2**power) for power in range(21))
+_QUEUE_BUCKETS = tuple(100 * 1.2**power for power in range(52))
+_SIZE_BUCKETS = tuple(float(2**power) for power in range(14))
 
 Labels = tuple[str, ...]
 
@@ -124,6 +127,33 @@ class Metrics:
             (*model, "status"),
             _LATENCY_BUCKETS,
         )
+        self._queued = _Histogram(
+            _prefixed("batching_session:queuing_latency"),
+            "Wall time (in microseconds) that requests waited for their batch to begin.",
+            (*model, "thread_pool_name"),
+            _QUEUE_BUCKETS,
+        )
+        self._batch_runs = _Counter(
+            _prefixed("batching_session:wrapped_run_count"), "Batches that were run.", model
+        )
+        self._asked_rows = _Histogram(
+            _prefixed("batching_session:input_batch_size"),
+            "Rows of the inputs of requests.",
+            model,
+            _SIZE_BUCKETS,
+        )
+        self._batch_rows = _Histogram(
+            _prefixed("batching_session:processed_batch_size"),
+            "Rows of batches, with what they were filled up with.",
+            model,
+            _SIZE_BUCKETS,
+        )
+        self._filling = _Histogram(
+            _prefixed("batching_session:padding_size"),
+            "Rows with which batches were filled up.",
+            (*model, "execution_batch_size"),
+            _SIZE_BUCKETS,
+        )
         self._loads = _Counter(
             ":tensorflow:cc:saved_model:load_attempt_count",
             "The number of times a model was loaded.",
@@ -155,6 +185,25 @@ class Metrics:
         """Count one run of a model."""
         with self._lock:
             self._runtime.add((model, str(version), api, runtime), seconds * 1e6)
+
+    def batch_asked(self, model: str, version: int, rows: Iterable[int]) -> None:
+        """Count a request that may be joined with others: the rows of each of its inputs."""
+        with self._lock:
+            for each in rows:
+                self._asked_rows.add((model, str(version)), each)
+
+    def batch_queued(self, model: str, version: int, pool: str, seconds: float) -> None:
+        """Count what a request, or a part of it, has waited."""
+        with self._lock:
+            self._queued.add((model, str(version), pool), seconds * 1e6)
+
+    def batch_ran(self, model: str, version: int, rows: int, filling: int) -> None:
+        """Count a batch, and how many of its rows only filled it up."""
+        series = (model, str(version))
+        with self._lock:
+            self._batch_runs.add(series)
+            self._batch_rows.add(series, rows)
+            self._filling.add((*series, str(rows)), filling)
 
     def examples(self, model: str, version: int, count: int) -> None:
         """Count the examples of a Classify, Regress or MultiInference request."""

@@ -29,6 +29,7 @@ from sealserve.serving.config import ServerConfig
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.health import Health
 from sealserve.serving.metrics import CONTENT_TYPE
+from sealserve.serving.patience import Patience, patient
 from sealserve.serving.rest_api import RestApi
 from sealserve.serving.rest_body import read_body
 from sealserve.serving.rest_json import dump
@@ -156,7 +157,13 @@ class RestFront:
         return await self._in_pool(lambda: work(body, call))
 
     async def _in_pool(self, work: Callable[[], bytes | Packed]) -> bytes | Packed:
-        running = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        patience = Patience(until=time.monotonic() + self._config.rest_timeout)
+
+        def patiently() -> bytes | Packed:
+            with patient(patience):
+                return work()
+
+        running = asyncio.get_running_loop().run_in_executor(self._pool, patiently)
         try:
             return await asyncio.wait_for(running, self._config.rest_timeout)
         except TimeoutError:

@@ -16,6 +16,7 @@ import json
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 from sealserve import __version__
@@ -23,8 +24,9 @@ from sealserve.errors import InputError
 from sealserve.hardening import forbid_core_dumps
 from sealserve.logs import Log, make_log
 from sealserve.serving.access import Gate
+from sealserve.serving.batching.batched import Batching
 from sealserve.serving.calls import Calls
-from sealserve.serving.catalog import Catalog
+from sealserve.serving.catalog import Catalog, Prepare
 from sealserve.serving.config import ServerConfig
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.grpc_front import GrpcFront
@@ -34,6 +36,7 @@ from sealserve.serving.health import Health
 from sealserve.serving.metrics import Metrics
 from sealserve.serving.model_service import ModelService
 from sealserve.serving.rest_front import RestFront
+from sealserve.serving.runtimes.base import Model
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.tls import TlsSource
 from sealserve.serving.v2_grpc import InferenceService
@@ -66,6 +69,7 @@ class Server:
         self._watcher: Watcher | None = None
         self._health: Health | None = None
         self._calls: Calls | None = None
+        self._batching: Batching | None = None
         self.ports: dict[str, int] = {}
 
     def start(self) -> None:
@@ -89,7 +93,7 @@ class Server:
                 ChoosingRuntime(self._config.runtime, self._log),
                 self._log,
                 self._config.life,
-                prepare=WarmUp(self._config, metrics),
+                prepare=self._prepare(metrics),
                 metrics=metrics,
             )
             self._health = Health(self._catalog)
@@ -123,6 +127,8 @@ class Server:
         deadline = time.monotonic() + grace
         self._let_clients_leave(min(_LEAVING_SECONDS, grace / 2))
         grace = max(0.0, deadline - time.monotonic())
+        if self._batching:
+            self._batching.hurry()
         # Both fronts drain at the same time, within one grace period.
         rest = threading.Thread(target=self._rest.stop, args=(grace,)) if self._rest else None
         if rest:
@@ -167,6 +173,20 @@ class Server:
                 dataplane, config, tls, log, gate=gate, calls=calls, health=health
             )
             self.ports["rest"] = self._rest.port
+
+    def _prepare(self, metrics: Metrics) -> Prepare:
+        """What is done with a version before it is served: joined requests, then warm-up."""
+        config = self._config
+        batching = Batching(config.batching, metrics, self._log) if config.batching else None
+        warm_up = WarmUp(config, metrics)
+        self._batching = batching
+
+        def prepare(name: str, version: int, path: Path, model: Model) -> Model:
+            if batching:
+                model = batching(name, version, path, model)
+            return warm_up(name, version, path, model)
+
+        return prepare
 
     def _start_fronts(self) -> None:
         if self._grpc is not None:

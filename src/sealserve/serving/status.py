@@ -72,6 +72,7 @@ _EXCEPTIONS: dict[str, Status] = {
     "access.unknown_caller": Status.UNAUTHENTICATED,
     "request.too_large": Status.RESOURCE_EXHAUSTED,
     "request.too_late": Status.DEADLINE_EXCEEDED,
+    "request.cancelled": Status.CANCELLED,
     "tensor.too_large": Status.RESOURCE_EXHAUSTED,
     "tensor.dtype_unsupported": Status.UNIMPLEMENTED,
     "servable.runtime_cannot": Status.UNIMPLEMENTED,

@@ -51,15 +51,18 @@ class WarmUp:
         self._config = config
         self._metrics = metrics
 
-    def __call__(self, name: str, version: int, path: Path, model: Model) -> None:
+    def __call__(self, name: str, version: int, path: Path, model: Model) -> Model:
         """Answer the records of a version that has just been loaded, if it has any.
+
+        Returns:
+            The model.
 
         Raises:
             InputError: ``warmup.*``, or what answering raised.
         """
         file = path / FILE
         if not self._config.warm_up or not file.is_file():
-            return
+            return model
         begun = time.perf_counter()
         status = "OK"
         try:
@@ -69,6 +72,7 @@ class WarmUp:
             raise
         finally:
             self._metrics.warmed_up(name, version, status, time.perf_counter() - begun)
+        return model
 
     def _replay(self, name: str, version: int, file: Path, model: Model) -> None:
         service = PredictionService(Dataplane(Table.of(name, version, model)), self._config)

@@ -11,15 +11,16 @@ Rules this module keeps:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from sealserve.errors import SealserveError
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
 
-__all__ = ["DEFAULT_SIGNATURE", "Model", "Runtime", "Signature", "TensorSpec"]
+__all__ = ["DEFAULT_SIGNATURE", "Model", "Runtime", "Signature", "TensorSpec", "Tuning"]
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -57,6 +58,28 @@ class Signature:
         )
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How a signature is run.
+
+    Attributes:
+        streams: inferences side by side.
+        threads: of all of them together.
+        precision: ``f32`` or ``bf16``.
+        reason: why so.
+    """
+
+    streams: int
+    threads: int
+    precision: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.streams} at a time on {self.threads} threads at {self.precision}: {self.reason}"
+        )
+
+
 class Model(ABC):
     """One loaded version of a model.
 
@@ -65,9 +88,13 @@ class Model(ABC):
         signatures: those that this model can run.
         refused: those it cannot, each with the reason.
         takes_other_ranks: it decides itself about inputs of another rank than is stated.
+        tuning: how signatures are run, as far as the runtime has a choice.
+        stateful: signatures that keep state between calls.
     """
 
     takes_other_ranks: bool = False
+    tuning: Mapping[str, Tuning] = MappingProxyType({})
+    stateful: Collection[str] = frozenset()
 
     definitions: Mapping[str, graph_pb2.SignatureDef]
     signatures: Mapping[str, Signature]
@@ -87,6 +114,18 @@ class Model(ABC):
         Raises:
             InputError: ``request.inference_failed``: these inputs cannot be computed.
         """
+
+    def made_up(self, signature: str, number: int) -> Mapping[str, Array] | None:  # noqa: ARG002
+        """One row of inputs that can be computed, where types and shapes do not say enough.
+
+        Args:
+            signature: a key of `signatures`.
+            number: of the row; another one for each number.
+        """
+        return None
+
+    def hurry(self) -> None:  # noqa: B027 - most have nothing that waits
+        """No more runs will come: let those under way wait for no others."""
 
     @abstractmethod
     def close(self) -> None:

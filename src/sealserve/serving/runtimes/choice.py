@@ -32,11 +32,13 @@ class Choice:
         signature: its key.
         runtime: ``openvino``, ``tensorflow``, or None when nobody does.
         reason: why.
+        tuning: how it is run, and why so.
     """
 
     signature: str
     runtime: str | None
     reason: str
+    tuning: str = ""
 
 
 class ChoosingRuntime(Runtime):
@@ -58,7 +60,7 @@ class ChoosingRuntime(Runtime):
         for choice in choices:
             say = self._log.info if choice.runtime else self._log.warning
             say("signature", path=str(path), signature=choice.signature,
-                runtime=choice.runtime, reason=choice.reason)  # fmt: skip
+                runtime=choice.runtime, reason=choice.reason, tuning=choice.tuning)  # fmt: skip
         if not model.signatures:
             model.close()
             raise _unservable(model.refused, path)
@@ -82,11 +84,16 @@ class ChoosingRuntime(Runtime):
                     for key, first in refused.items()
                 }
         choices = [
-            Choice(key, self._openvino.name, "its conversion is proved equal")
+            Choice(
+                key, self._openvino.name, "its conversion is proved equal", str(proved.tuning[key])
+            )
             for key in proved.signatures
         ]
         runtime = TensorFlowRuntime.name if rest else None
-        choices += [Choice(key, runtime, why.message) for key, why in refused.items()]
+        tuning = {key: str(each) for key, each in rest.tuning.items()} if rest else {}
+        choices += [
+            Choice(key, runtime, why.message, tuning.get(key, "")) for key, why in refused.items()
+        ]
         choices.sort(key=lambda choice: choice.signature)
         if rest is None:
             proved.refused = refused
@@ -103,13 +110,20 @@ class _SharedModel(Model):
         self.definitions = parts[0].definitions
         self.signatures = {key: each for part in parts for key, each in part.signatures.items()}
         self.refused = {}
+        self.tuning = {key: each for part in parts for key, each in part.tuning.items()}
+        self.stateful = parts[0].stateful
         self._parts = parts
 
     def run(
         self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
-        part = next(part for part in self._parts if signature in part.signatures)
-        return part.run(signature, inputs, outputs)
+        return self._part(signature).run(signature, inputs, outputs)
+
+    def made_up(self, signature: str, number: int) -> Mapping[str, Array] | None:
+        return self._part(signature).made_up(signature, number)
+
+    def _part(self, signature: str) -> Model:
+        return next(part for part in self._parts if signature in part.signatures)
 
     def close(self) -> None:
         for part in self._parts:

@@ -29,7 +29,7 @@ from sealserve.wire.tensorflow import example_pb2, graph_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
 from sealserve.wire.tensors import Array, numpy_dtype, to_array
 
-__all__ = ["DenseFeature", "ExampleCut", "cut_examples", "parse_examples"]
+__all__ = ["DenseFeature", "ExampleCut", "cut_examples", "made_up_example", "parse_examples"]
 
 _PARSERS = ("ParseExample", "ParseExampleV2")
 _MAX_BYTES = 2**30
@@ -112,6 +112,22 @@ def cut_examples(
             info.tensor_shape.dim.add(size=size)
         features.append(DenseFeature(name, inside, dtype, shape, default))
     return ExampleCut(key, tuple(features), wire)
+
+
+def made_up_example(features: tuple[DenseFeature, ...], number: int) -> bytes:
+    """A serialized example that has these features; another one for each number."""
+    generator = np.random.default_rng(number)
+    example = example_pb2.Example()
+    for each in features:
+        value, count = example.features.feature[each.name], prod(each.shape)
+        if each.dtype == pb.DT_FLOAT:
+            value.float_list.value.extend(generator.standard_normal(count))
+        elif each.dtype == pb.DT_INT64:
+            value.int64_list.value.extend(generator.integers(2, size=count))
+        else:
+            words = generator.integers(1000, size=count)
+            value.bytes_list.value.extend(b"word %d" % word for word in words)
+    return example.SerializeToString()
 
 
 def parse_examples(serialized: Array, features: tuple[DenseFeature, ...]) -> dict[str, Array]:

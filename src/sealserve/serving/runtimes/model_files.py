@@ -47,8 +47,10 @@ _FILES: Final = (_LITE, "model.onnx", "model.xml")
 _DATA_TYPES: Final = {str(element): number for number, element in ELEMENT_TYPES.items()}
 
 
-def find_file(path: Path) -> Path | None:
+def find_file(path: Path, *, prefer_lite: bool = False) -> Path | None:
     """The model file of a version directory; None where it has a SavedModel, or nothing."""
+    if prefer_lite and (path / _LITE).is_file():
+        return path / _LITE
     if (path / FILE_NAME).exists():
         return None
     return next((path / name for name in _FILES if (path / name).is_file()), None)

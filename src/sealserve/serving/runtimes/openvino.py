@@ -1,8 +1,8 @@
 """OpenVINO as a runtime, one compiled graph for each signature.
 
 A graph that `graphs` has shown to be the signature is compiled only if OpenVINO
-computes it exactly (`exactness`), at float32 (by itself it takes bfloat16 where the
-processor has it), and the compiled graph is asked whether it is.
+computes it exactly (`exactness`), at float32 unless bfloat16 was asked for (by itself it
+takes that where the processor has it), and the compiled graph is asked whether it is.
 
 Known limit: an index beyond the end of a table (``tf.gather``), which TensorFlow
 refuses, is answered with numbers.
@@ -12,7 +12,6 @@ No cache directory is set: nothing of a model is written to a disk.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +24,18 @@ import openvino as ov
 from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
-from sealserve.serving.runtimes.base import Model, Signature, TensorSpec
+from sealserve.serving.runtimes.base import Model, Signature, TensorSpec, Tuning
 from sealserve.serving.runtimes.exactness import WIDE_LIMIT, inexact_operations
-from sealserve.serving.runtimes.examples import ExampleCut, cut_examples, parse_examples
+from sealserve.serving.runtimes.examples import (
+    ExampleCut,
+    cut_examples,
+    made_up_example,
+    parse_examples,
+)
 from sealserve.serving.runtimes.graphs import Graph, of_signature, reason_of
 from sealserve.serving.runtimes.model_files import definition_of, find_file, read_file
-from sealserve.serving.runtimes.saved_model import read_meta_graph
+from sealserve.serving.runtimes.saved_model import read_meta_graph, stateful_operations
+from sealserve.serving.runtimes.tuning import Tuner
 from sealserve.wire.graphs import spell_out_scalars
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
@@ -52,23 +57,16 @@ class OpenVinoRuntime:
     def __init__(self, config: RuntimeConfig, log: Log) -> None:
         self._tags = config.tags
         self._log = log
+        self._prefer_lite = config.prefer_lite
+        self._precision = config.precision
         self._core = ov.Core()
-        cores = len(os.sched_getaffinity(0))
-        self._threads = config.threads or cores
-        self._streams = config.streams or 1
+        self._tuner = Tuner.here(config)
         log.info(
             "runtime",
             runtime=self.name,
             version=ov.get_version(),
-            precision="f32",
-            threads=self._threads,
-            streams=self._streams,
-            reason=(
-                f"set by flags, on {cores} cores"
-                if config.threads or config.streams
-                else f"one inference at a time on all {cores} cores: the lowest latency; "
-                "--tensorflow_inter_op_parallelism=N runs N side by side"
-            ),
+            precision=config.precision,
+            cores=self._tuner.cores,
         )
 
     def load(self, path: Path) -> Model:
@@ -77,13 +75,14 @@ class OpenVinoRuntime:
         Raises:
             InputError, Unavailable: there is no model to look at.
         """
-        file = find_file(path)
+        file = find_file(path, prefer_lite=self._prefer_lite)
         if file is not None:
             return self._load_file(file)
         meta = read_meta_graph(path, self._tags)
         spell_out_scalars(meta.graph_def)
         compiled: dict[str, _Computed] = {}
         refused: dict[str, SealserveError] = {}
+        stateful: set[str] = set()
         for key in sorted(meta.signature_def):
             if key.startswith(_INTERNAL_PREFIX):
                 continue
@@ -91,12 +90,16 @@ class OpenVinoRuntime:
                 compiled[key] = self._compile_signature(path, meta, key)
             except SealserveError as error:
                 refused[key] = error
+                if stateful_operations(meta.graph_def, meta.signature_def[key]):
+                    stateful.add(key)
         # Copies: a message inside another keeps all of it in memory, weights included.
         definitions = {
             key: graph_pb2.SignatureDef.FromString(wire.SerializeToString())
             for key, wire in meta.signature_def.items()
         }
-        return _OpenVinoModel(definitions, compiled, refused)
+        model = _OpenVinoModel(definitions, compiled, refused)
+        model.stateful = stateful
+        return model
 
     def _compile_signature(self, path: Path, meta: graph_pb2.MetaGraphDef, key: str) -> _Computed:
         where = f"{path}, signature {key!r}"
@@ -146,33 +149,26 @@ class OpenVinoRuntime:
                 where=where,
                 hint="compute in float32 or int32, and pass 64-bit integers on as they are",
             )
-        model = self._core.compile_model(
-            graph.graph,
-            _DEVICE,
-            {
-                "INFERENCE_PRECISION_HINT": "f32",
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": self._threads,
-                "NUM_STREAMS": self._streams,
-                "CACHE_DIR": "",
-            },
-        )
-        if model.get_property("INFERENCE_PRECISION_HINT") != ov.Type.f32:
+        properties, reason = self._tuner.properties(graph.graph)
+        model = self._core.compile_model(graph.graph, _DEVICE, properties)
+        tuning = self._tuner.tuning(model, reason)
+        if self._precision == "f32" and tuning.precision != "f32":
             raise InternalError(
                 "servable.precision", "OpenVINO did not compile the graph at f32", where=where
             )
-        return _Compiled(graph, model)
+        return _Compiled(graph, model, tuning)
 
 
 class _Compiled:
     """One signature, compiled, with a pool of infer requests for concurrent calls."""
 
-    def __init__(self, graph: Graph, model: ov.CompiledModel) -> None:
+    def __init__(self, graph: Graph, model: ov.CompiledModel, tuning: Tuning) -> None:
         self.signature = graph.signature
+        self.tuning = tuning
         self._inputs = {key: _position(model.inputs, name) for key, name in graph.inputs.items()}
         self._outputs = {key: _position(model.outputs, name) for key, name in graph.outputs.items()}
         self._pool: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
+        for _ in range(tuning.streams):
             self._pool.put(model.create_infer_request())
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -210,6 +206,7 @@ class _AnyRank:
         self, signature: Signature, first: _Compiled, make: Callable[[Mapping[str, int]], _Compiled]
     ) -> None:
         self.signature = signature
+        self.tuning = first.tuning
         self._first = first
         self._make = make
         self._lock = threading.Lock()
@@ -243,6 +240,7 @@ class _ExampleFed:
 
     def __init__(self, signature: Signature, behind: _Compiled, cut: ExampleCut) -> None:
         self.signature = signature
+        self.tuning = behind.tuning
         self._behind = behind
         self._cut = cut
 
@@ -250,6 +248,14 @@ class _ExampleFed:
         feeds = {key: array for key, array in inputs.items() if key != self._cut.examples}
         feeds |= parse_examples(inputs[self._cut.examples], self._cut.features)
         return self._behind.run(feeds, outputs)
+
+    def made_up(self, number: int) -> dict[str, Array] | None:
+        """One row of inputs, if examples are all that the signature takes."""
+        if set(self.signature.inputs) != {self._cut.examples}:
+            return None
+        row = np.empty(1, object)
+        row[0] = made_up_example(self._cut.features, number)
+        return {self._cut.examples: row}
 
 
 _Computed = _Compiled | _AnyRank | _ExampleFed
@@ -267,12 +273,17 @@ class _OpenVinoModel(Model):
         self.definitions = definitions
         self.signatures = {key: each.signature for key, each in compiled.items()}
         self.refused = refused
+        self.tuning = {key: each.tuning for key, each in compiled.items()}
         self._compiled = compiled
 
     def run(
         self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
         return self._compiled[signature].run(inputs, outputs)
+
+    def made_up(self, signature: str, number: int) -> Mapping[str, Array] | None:
+        computed = self._compiled[signature]
+        return computed.made_up(number) if isinstance(computed, _ExampleFed) else None
 
     def close(self) -> None:
         self._compiled.clear()

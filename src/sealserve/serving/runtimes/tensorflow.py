@@ -32,7 +32,7 @@ from sealserve.errors import InputError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.runtimes import tensorflow_worker as worker
-from sealserve.serving.runtimes.base import Model, Signature
+from sealserve.serving.runtimes.base import Model, Signature, Tuning
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
 
@@ -84,7 +84,9 @@ class TensorFlowRuntime:
         """
         signatures = {key: Signature.from_wire(key, definitions[key]) for key in sorted(keys)}
         process = _Worker(self._interpreter, path, self._config, self._log)
-        return _TensorFlowModel(definitions, signatures, process)
+        model = _TensorFlowModel(definitions, signatures, process)
+        model.tuning = dict.fromkeys(signatures, _tuning(self._config))
+        return model
 
 
 class _TensorFlowModel(Model):
@@ -177,7 +179,7 @@ class _Worker:
         )
 
     def _start(self) -> None:
-        count = self._config.streams or len(os.sched_getaffinity(0))
+        count = _tuning(self._config).streams
         pairs = [socket.socketpair() for _ in range(count)]
         theirs = [pair[1] for pair in pairs]
         self._sockets = [pair[0] for pair in pairs]
@@ -188,6 +190,7 @@ class _Worker:
             "path": str(self._path),
             "tags": list(self._config.tags),
             "threads": self._config.threads,
+            "bfloat16": self._config.precision == "bf16",
             "parent": os.getpid(),
             "lanes": lanes,
         }
@@ -243,6 +246,19 @@ class _Worker:
     def _close_sockets(self) -> None:
         for lane in self._sockets:
             lane.close()
+
+
+def _tuning(config: RuntimeConfig) -> Tuning:
+    cores = len(os.sched_getaffinity(0))
+    given = config.threads or config.streams
+    return Tuning(
+        streams=config.streams or cores,
+        threads=config.threads or cores,
+        precision=config.precision,
+        reason=f"set by flags, on {cores} cores"
+        if given
+        else f"TensorFlow shares {cores} cores out by itself",
+    )
 
 
 def _failure(header: Mapping[str, str]) -> InputError | Unavailable:

@@ -136,6 +136,9 @@ class _Graph:
         self.version: str = tf.__version__
         self._errors = tf.errors
         options = tf1.ConfigProto(intra_op_parallelism_threads=settings["threads"])
+        if settings["bfloat16"]:
+            rewriting = options.graph_options.rewrite_options
+            rewriting.auto_mixed_precision_onednn_bfloat16 = rewriting.ON
         self._session = tf1.Session(graph=tf.Graph(), config=options)
         meta = tf1.saved_model.loader.load(self._session, settings["tags"], settings["path"])
         self._signatures = {

@@ -1,0 +1,60 @@
+"""How long whoever asked will wait: the deadline of a call, and whether it was given up.
+
+It concerns the caller, not what is computed, so it does not stand among the arguments of
+every function between a front and a queue: a front sets it for the thread that works on
+the call, and what has to wait there looks at it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+__all__ = ["ENDLESS", "Patience", "current", "patient"]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """One caller's.
+
+    Attributes:
+        until: on the monotonic clock; None without a deadline.
+        cancelled: whether the caller has gone.
+        when_cancelled: takes what is to be called, from any thread, once it goes.
+    """
+
+    until: float | None = None
+    cancelled: Callable[[], bool] = lambda: False
+    when_cancelled: Callable[[Callable[[], None]], object] = lambda _: None
+
+    @property
+    def too_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.until is not None and time.monotonic() >= self.until
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.too_late or self.cancelled()
+
+
+ENDLESS = Patience()
+_CURRENT: ContextVar[Patience] = ContextVar("patience", default=ENDLESS)
+
+
+def current() -> Patience:
+    """Of the call that this thread works on."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def patient(patience: Patience) -> Iterator[None]:
+    """Work on a call whose caller waits so long."""
+    before = _CURRENT.set(patience)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(before)
