@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fuzz import administration, keys
+from fuzz import administration, keys, volumes
 from fuzz.world import patched, world
 from sealserve.attestation import cbor, policy_file
 from sealserve.attestation.collateral import Collateral
@@ -410,6 +410,7 @@ TARGETS: dict[str, Target] = {
     ),
     "vault-answer": Target(keys.vault_answer, keys.vault_answer_seeds, 1024),
     "legacy-secrets": Target(keys.legacy_secrets, keys.legacy_secrets_seeds, 1024),
+    "foreign-header": Target(volumes.foreign_header, volumes.foreign_header_seeds),
     "backup": Target(keys.backup, keys.backup_seeds, 8192),
     "audit-export": Target(administration.audit_export, administration.audit_export_seeds),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sealserve.cli import volume_make, volume_mount, volume_read
+from sealserve.cli import volume_import, volume_make, volume_mount, volume_read
 from sealserve.cli.console import JsonFlag, byte_progress, emit
 from sealserve.cli.volume_common import (
     FileArgument,
@@ -84,6 +84,8 @@ def verify_record(record: RecordArgument, owner_pub: OwnerPub, json: JsonFlag = 
 
 app.command()(volume_make.create)
 app.command()(volume_make.rebuild)
+app.command("import")(volume_import.import_volume)
+app.command()(volume_import.adopt)
 app.command()(volume_make.rotate)
 app.command()(volume_make.backup_header)
 app.command()(volume_make.restore_header)

@@ -22,6 +22,7 @@ __all__ = [
     "RecordArgument",
     "RecordOption",
     "opened_record",
+    "read_passphrase",
     "read_phrase",
     "read_secret",
     "summary",
@@ -115,6 +116,26 @@ def read_phrase(descriptor: int | None, *, new: bool) -> bytearray:
     elif getpass.getpass("The same again: ").encode() != typed:
         raise InputError("volume.phrase_differs", "the two phrases are not the same")
     return bytearray(typed)
+
+
+def read_passphrase(descriptor: int | None) -> bytearray:
+    """The passphrase of a volume made elsewhere: from a descriptor, byte for byte, or typed."""
+    import getpass
+    import sys
+
+    from sealserve.errors import InputError
+    from sealserve.volume.foreign import MAX_PASSPHRASE
+    from sealserve.volume.process import read_key
+
+    if descriptor is not None:
+        return read_key(descriptor, MAX_PASSPHRASE)
+    if not sys.stdin.isatty():
+        raise InputError(
+            "volume.phrase_missing",
+            "there is no terminal to type the passphrase at",
+            hint="give it through a descriptor: --passphrase-fd",
+        )
+    return bytearray(getpass.getpass("Passphrase of the old volume: ").encode())
 
 
 def opened_record(record: Path, owner_pub: Path) -> tuple[bytes, VolumeRecord]:

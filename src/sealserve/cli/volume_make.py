@@ -26,40 +26,54 @@ from sealserve.cli.volume_common import (
 if TYPE_CHECKING:
     from sealserve.volume.maker import Progress
 
-__all__ = ["backup_header", "create", "rebuild", "restore_header", "rotate"]
+__all__ = [
+    "Backup",
+    "Broker",
+    "Filesystem",
+    "Force",
+    "NewRecord",
+    "SealedKey",
+    "Size",
+    "backup_header",
+    "create",
+    "deliver",
+    "rebuild",
+    "restore_header",
+    "rotate",
+]
 
 _NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="The volume to make.")]
 _Source = Annotated[
     Path, typer.Option("--from", help="Directory with models.config, models/ and tls/.")
 ]
-_NewRecord = Annotated[Path, typer.Option("--record", help="Where the signed record goes.")]
-_Broker = Annotated[
+NewRecord = Annotated[Path, typer.Option("--record", help="Where the signed record goes.")]
+Broker = Annotated[
     Path, typer.Option(help="The broker's public document (broker.json): who gets the key.")
 ]
-_SealedKey = Annotated[
+SealedKey = Annotated[
     Path, typer.Option(help="Where the key goes, sealed so that only that broker can read it.")
 ]
-_Size = Annotated[
+Size = Annotated[
     int | None, typer.Option(help="MiB for the filesystem; else chosen from the source.", min=1)
 ]
-_Filesystem = Annotated[
+Filesystem = Annotated[
     Literal["ext4", "erofs"],
     typer.Option("--fs", help="erofs is read-only by nature, and takes no more than it needs."),
 ]
-_Backup = Annotated[
+Backup = Annotated[
     Path | None,
     typer.Option("--header-backup", help="Where a header backup goes, which a phrase opens."),
 ]
-_Force = Annotated[bool, typer.Option(help="Replace files that are there.")]
+Force = Annotated[bool, typer.Option(help="Replace files that are there.")]
 
 
 def create(
     file: _NewFile,
     owner_key: OwnerKey,
     name: Annotated[str, typer.Option(help="The volume's name, for example: models.")],
-    record: _NewRecord,
-    broker: _Broker,
-    sealed_key: _SealedKey,
+    record: NewRecord,
+    broker: Broker,
+    sealed_key: SealedKey,
     source: Annotated[
         Path | None, typer.Option("--from", help="Directory with models.config, models/ and tls/.")
     ] = None,
@@ -68,11 +82,11 @@ def create(
         typer.Option(help="sealed: read-only and verified. writable: for state; not verified."),
     ] = "sealed",
     volume_version: Annotated[int, typer.Option(help="Counts up with each remake.", min=1)] = 1,
-    size: _Size = None,
-    filesystem: _Filesystem = "ext4",
-    header_backup: _Backup = None,
+    size: Size = None,
+    filesystem: Filesystem = "ext4",
+    header_backup: Backup = None,
     phrase_fd: PhraseFd = None,
-    force: _Force = False,
+    force: Force = False,
     json: JsonFlag = False,
 ) -> None:
     """Seal a directory into an encrypted, authenticated volume; or make one for state.
@@ -106,7 +120,7 @@ def create(
             size=size and size << 20, filesystem=filesystem, force=force, progress=progress,
         )  # fmt: skip
 
-    _deliver(
+    deliver(
         make, file, record, broker, sealed_key, header_backup, phrase_fd, owner_key,
         f"sealing {source or name}", force=force, json=json,
     )  # fmt: skip
@@ -117,14 +131,14 @@ def rebuild(
     source: _Source,
     previous: Annotated[Path, typer.Option(help="The signed record of the version before.")],
     owner_key: OwnerKey,
-    record: _NewRecord,
-    broker: _Broker,
-    sealed_key: _SealedKey,
-    size: _Size = None,
-    filesystem: _Filesystem = "ext4",
-    header_backup: _Backup = None,
+    record: NewRecord,
+    broker: Broker,
+    sealed_key: SealedKey,
+    size: Size = None,
+    filesystem: Filesystem = "ext4",
+    header_backup: Backup = None,
     phrase_fd: PhraseFd = None,
-    force: _Force = False,
+    force: Force = False,
     json: JsonFlag = False,
 ) -> None:
     """Seal the next version of a volume: the same name and owner, its version one higher.
@@ -149,7 +163,7 @@ def rebuild(
             force=force, progress=progress,
         )  # fmt: skip
 
-    _deliver(
+    deliver(
         make, file, record, broker, sealed_key, header_backup, phrase_fd, owner_key,
         f"sealing {source}", force=force, json=json,
     )  # fmt: skip
@@ -160,16 +174,16 @@ def rotate(
     out: Annotated[Path, typer.Option(help="The new volume.")],
     previous: Annotated[Path, typer.Option(help="The volume's signed record.")],
     owner_key: OwnerKey,
-    record: _NewRecord,
-    broker: _Broker,
-    sealed_key: _SealedKey,
+    record: NewRecord,
+    broker: Broker,
+    sealed_key: SealedKey,
     key_fd: OptionalKeyFd = None,
     old_backup: Annotated[
         Path | None,
         typer.Option(help="Open the old volume by this header backup, without its key."),
     ] = None,
     old_phrase_fd: PhraseFd = None,
-    header_backup: _Backup = None,
+    header_backup: Backup = None,
     phrase_fd: PhraseFd = None,
     json: JsonFlag = False,
 ) -> None:
@@ -199,7 +213,7 @@ def rotate(
         )
 
     try:
-        _deliver(
+        deliver(
             make, out, record, broker, sealed_key, header_backup, phrase_fd, owner_key,
             f"rotating {file}", force=False, json=json,
         )  # fmt: skip
@@ -272,7 +286,7 @@ def restore_header(
     )
 
 
-def _deliver(
+def deliver(
     make: Callable[[bytearray, Progress], bytes],
     file: Path,
     record: Path,
@@ -285,8 +299,12 @@ def _deliver(
     *,
     force: bool,
     json: bool,
+    given: bytearray | None = None,
 ) -> None:
-    """Make a volume under a new key; hand out record, sealed key and header backup."""
+    """Make a volume; hand out record, sealed key and header backup.
+
+    Its key is a new one, unless one is given, which is wiped.
+    """
     import secrets
 
     from sealserve.broker.deposit import seal_for
@@ -303,7 +321,7 @@ def _deliver(
         if not force or target == header_backup:
             require_absent(target)
     phrase = read_phrase(phrase_fd, new=True) if header_backup else bytearray()
-    key = bytearray(secrets.token_bytes(KEY_SIZE))
+    key = bytearray(secrets.token_bytes(KEY_SIZE)) if given is None else given
     try:
         deposit = seal_for(identity, bytes(key))
         with byte_progress() as bars:

@@ -10,16 +10,13 @@ from sealserve.errors import InputError
 from sealserve.files import write_atomically
 from sealserve.wire.serving import config_pb2
 
-__all__ = ["CONFIG_NAME", "write_config"]
+__all__ = ["CONFIG_NAME", "config_of", "write_config"]
 
 CONFIG_NAME = "models.config"
 
 
 def write_config(tree: Path) -> tuple[str, ...]:
     """Write ``models.config`` for every model below ``tree/models``.
-
-    The base paths are relative to the file, so that the tree can be sealed
-    here and mounted anywhere.
 
     Args:
         tree: what will be sealed; holds ``models/<name>/<version>``.
@@ -31,7 +28,23 @@ def write_config(tree: Path) -> tuple[str, ...]:
         InputError: ``model.nothing_to_serve``, or ``file.exists``.
         Unavailable: ``file.unwritable``.
     """
-    models = tree / "models"
+    text, names = config_of(tree / "models")
+    write_atomically(tree / CONFIG_NAME, text, replace=False)
+    return names
+
+
+def config_of(models: Path) -> tuple[bytes, tuple[str, ...]]:
+    """The text of ``models.config`` for every ``<name>/<version>`` in a directory.
+
+    The base paths are relative to the file, ``models/<name>``, so that a tree can be
+    sealed here and mounted anywhere.
+
+    Returns:
+        The text, and the models' names.
+
+    Raises:
+        InputError: ``model.nothing_to_serve``.
+    """
     names = sorted(
         entry.name
         for entry in (models.iterdir() if models.is_dir() else ())
@@ -40,14 +53,12 @@ def write_config(tree: Path) -> tuple[str, ...]:
     if not names:
         raise InputError(
             "model.nothing_to_serve",
-            "there is no models/NAME/VERSION directory",
-            where=str(tree),
+            f"there is no {models.name}/NAME/VERSION directory",
+            where=str(models.parent),
             hint=f"import a model first: sealserve model import ... --out {models}",
         )
     config = config_pb2.ModelServerConfig()
     for name in names:
         entry = config.model_config_list.config.add()
         entry.name, entry.base_path, entry.model_platform = name, f"models/{name}", "tensorflow"
-    text = text_format.MessageToString(config).encode()
-    write_atomically(tree / CONFIG_NAME, text, replace=False)
-    return tuple(names)
+    return text_format.MessageToString(config).encode(), tuple(names)

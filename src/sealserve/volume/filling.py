@@ -25,7 +25,7 @@ from sealserve.volume.luks2 import KEYSLOTS_SIZE, METADATA_SIZE
 from sealserve.volume.process import Runner, secret_pipe
 from sealserve.volume.record import BLOCK_SIZE, Filesystem, Kind
 
-__all__ = ["RANDOM_KEY", "SEGMENT_OFFSET", "Inside", "format_header"]
+__all__ = ["RANDOM_KEY", "SEGMENT_OFFSET", "Arrangement", "Inside", "format_header"]
 
 SEGMENT_OFFSET: Final = 2 * METADATA_SIZE + KEYSLOTS_SIZE
 """Bytes before the encrypted segment: 16 MiB, cryptsetup's own default."""
@@ -85,6 +85,19 @@ def format_header(
 
 
 @dataclass(frozen=True)
+class Arrangement:
+    """How a tree is arranged anew on its way into an ext4 volume.
+
+    Attributes:
+        moved: (name in the source, name in the volume), both at the top.
+        added: (name at the top, content) of new files.
+    """
+
+    moved: tuple[tuple[str, str], ...] = ()
+    added: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
 class Inside:
     """The filesystem of a volume that is being made.
 
@@ -95,6 +108,7 @@ class Inside:
         size: bytes of it, or of the room for it where the filesystem decides.
         inodes: of the tree that goes in.
         foreign: whether any of them belongs to someone other than root.
+        arrangement: what is elsewhere in the volume than in its source.
     """
 
     uuid: str
@@ -103,6 +117,7 @@ class Inside:
     size: int
     inodes: int
     foreign: bool
+    arrangement: Arrangement = Arrangement()
 
     def fill(
         self, descriptor: int, source: Path | None, key: bytes | bytearray, runner: Runner
@@ -114,8 +129,8 @@ class Inside:
         """
         with self._encrypting_file(descriptor, key) as file:
             runner(self._command(file, source), timeout=_FILL_TIMEOUT)
-            if self.foreign and self.filesystem == "ext4":
-                self._give_to_root(file, runner)
+            if self.filesystem == "ext4":
+                self._edit(file, runner)
             return -(-file.stat().st_size // BLOCK_SIZE) * BLOCK_SIZE
 
     @contextlib.contextmanager
@@ -141,6 +156,7 @@ class Inside:
                 "mkfs.erofs",
                 "--quiet",
                 "--all-root",
+                "--exclude-path=lost+found",
                 "-x-1",
                 f"-U{inner}",
                 str(target),
@@ -157,13 +173,31 @@ class Inside:
             command.append(f"-d{source}")
         return [*command, str(target), f"{self.size // 1024}k"]
 
-    def _give_to_root(self, file: Path, runner: Runner) -> None:
-        """``mkfs -d`` copies the owners of the source; inside a volume all belongs to root."""
-        # lost+found is inode 11; mkfs gives the next numbers to the tree, in a row.
-        numbers = range(12, 12 + self.inodes)
-        commands = "".join(f"sif <{n}> uid 0\nsif <{n}> gid 0\n" for n in numbers)
-        with os.fdopen(os.memfd_create("commands"), "wb") as script:
-            script.write(commands.encode())
-            script.flush()
-            path = f"/proc/self/fd/{script.fileno()}"
-            runner(["debugfs", "-w", "-f", path, str(file)], pass_fds=[script.fileno()])
+    def _edit(self, file: Path, runner: Runner) -> None:
+        """What mkfs cannot do: give all to root, and arrange the top anew."""
+        commands = []
+        if self.foreign:  # ``mkfs -d`` copies the owners of the source
+            # lost+found is inode 11; mkfs gives the next numbers to the tree, in a row.
+            numbers = range(12, 12 + self.inodes)
+            commands += [f"sif <{n}> {whose} 0" for n in numbers for whose in ("uid", "gid")]
+        for old, new in self.arrangement.moved:
+            commands += [f"ln /{old} /{new}", f"unlink /{old}"]
+        with contextlib.ExitStack() as stack:
+            descriptors = []
+            for name, content in self.arrangement.added:
+                descriptors.append(stack.enter_context(_in_memory(content)))
+                commands += [f"write /proc/self/fd/{descriptors[-1]} {name}"]
+                commands += [f"sif /{name} mode 0100644"]
+                commands += [f"sif /{name} {whose} 0" for whose in ("uid", "gid")]
+            if commands:
+                script = stack.enter_context(_in_memory("\n".join([*commands, ""]).encode()))
+                path = f"/proc/self/fd/{script}"
+                runner(["debugfs", "-w", "-f", path, str(file)], pass_fds=[script, *descriptors])
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[int]:
+    with os.fdopen(os.memfd_create("content"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield file.fileno()

@@ -16,26 +16,33 @@ Format: LUKS2 On-Disk Format Specification 1.1.3, §2 (binary header), §3 (JSON
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
-import json
 import struct
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from sealserve.errors import Refused
 from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher, wipe
+from sealserve.volume.strict import Unlike, base64_of, bounded, equal, exactly, parse_json
 
 __all__ = [
+    "AREA_SIZE",
+    "CIPHER",
     "KEYSLOTS_SIZE",
     "METADATA_SIZE",
+    "METADATA_SIZES",
+    "STRIPES",
+    "Copy",
+    "Derivation",
     "Header",
     "Layout",
+    "check_derivation",
     "check_volume_key",
     "parse_header",
+    "read_copies",
     "unlock",
 ]
 
@@ -45,12 +52,20 @@ METADATA_SIZE: Final = 0x4000
 KEYSLOTS_SIZE: Final = 16_744_448
 """Bytes behind the two metadata copies, so that the segment begins at 16 MiB."""
 
+METADATA_SIZES: Final = frozenset(0x4000 << power for power in range(9))
+"""All that LUKS2 allows: to 4 MiB (§2.2)."""
+
+CIPHER: Final = "aes-xts-plain64"
+"""Of segment and keyslots, as dm-crypt names it."""
+
+STRIPES: Final = 4000
+"""Into which a keyslot splits a key."""
+
+AREA_SIZE: Final = 258_048
+"""Bytes of a keyslot: a 64-byte key in `STRIPES` stripes, rounded up to 4096."""
+
 _BINARY_SIZE: Final = 4096
-_METADATA_SIZES: Final = frozenset(0x4000 << power for power in range(9))  # §2.2: to 4 MiB
 _LARGEST_TEXT: Final = 0x3000  # what the smallest metadata holds; ours needs a tenth of it
-_STRIPES: Final = 4000
-_AREA_SIZE: Final = 258_048  # 64-byte key in 4000 stripes, rounded up to 4096
-_CIPHER: Final = "aes-xts-plain64"
 
 # magic, version, header size, sequence id, label, checksum algorithm, salt,
 # UUID, subsystem, header offset, padding, checksum, padding (§2.2)
@@ -64,8 +79,16 @@ _ARGON2_LANES: Final = range(1, 5)
 
 
 @dataclass(frozen=True)
-class _Derivation:
-    """A key derivation whose costs are inside our bounds."""
+class Derivation:
+    """A key derivation whose costs are inside our bounds.
+
+    Attributes:
+        kind: ``pbkdf2``, ``argon2id`` or, in foreign headers, ``argon2i``.
+        salt: 32 bytes.
+        iterations: of either kind.
+        memory_kib: of Argon2.
+        lanes: of Argon2.
+    """
 
     kind: str
     salt: bytes
@@ -115,7 +138,7 @@ class Header:
 
     uuid: str
     layout: Layout
-    slot: _Derivation
+    slot: Derivation
     digest_iterations: int
     digest_salt: bytes
     digest: bytes
@@ -135,16 +158,14 @@ def parse_header(area: bytes | bytearray, *, uuid: str, layout: Layout) -> Heade
     Raises:
         Refused: ``volume.header_refused`` with the first thing that is not as we make it.
     """
-    if layout.metadata_size not in _METADATA_SIZES or layout.sector_size not in (512, 4096):
-        _refuse("a metadata or sector size that LUKS2 does not have")
-    if len(area) != layout.segment_offset or layout.keyslots_size < _AREA_SIZE:
-        _refuse("the segment does not begin where it should")
-    first = _parse_copy(area, 0, b"LUKS\xba\xbe", uuid, layout.metadata_size)
-    second = _parse_copy(area, layout.metadata_size, b"SKUL\xba\xbe", uuid, layout.metadata_size)
-    if first != second:
-        _refuse("the two metadata copies differ")
-    _sequence, text = first
-    return _parse_metadata(_strict_json(text), uuid, layout)
+    try:
+        return _parse(area, uuid, layout)
+    except Unlike as reason:
+        raise Refused(
+            "volume.header_refused",
+            f"the volume's LUKS2 header is not of the kind that sealserve makes: {reason}",
+            hint="open only volumes made by `sealserve volume create`",
+        ) from None
 
 
 def unlock(header: Header, area: bytes | bytearray, key: bytes | bytearray) -> bytearray:
@@ -162,7 +183,7 @@ def unlock(header: Header, area: bytes | bytearray, key: bytes | bytearray) -> b
         Refused: ``volume.key_wrong``.
     """
     begin = header.layout.slot_offset
-    material = bytearray(area[begin : begin + XTS_KEY_SIZE * _STRIPES])
+    material = bytearray(area[begin : begin + XTS_KEY_SIZE * STRIPES])
     slot_key = bytearray(_derive(header.slot, key))
     cipher = sector_cipher(slot_key, 512)
     try:
@@ -197,127 +218,158 @@ def check_volume_key(header: Header, volume_key: bytes | bytearray) -> None:
         )
 
 
-def _parse_copy(
-    area: bytes | bytearray, offset: int, wanted_magic: bytes, wanted_uuid: str, wanted_size: int
-) -> tuple[int, bytes]:
-    """One metadata copy: its sequence id and its JSON text."""
+@dataclass(frozen=True)
+class Copy:
+    """One metadata copy.
+
+    Attributes:
+        sequence: counts up with each change.
+        uuid: as text, padded with NULs to 40 bytes.
+        names: label and subsystem, 48 bytes each; ours have none.
+        text: the JSON.
+    """
+
+    sequence: int
+    uuid: bytes
+    names: bytes
+    text: bytes
+
+
+def read_copies(area: bytes | bytearray, metadata_size: int) -> Copy:
+    """Check both metadata copies, which must say the same.
+
+    Args:
+        area: a file from its start.
+        metadata_size: bytes of a copy.
+
+    Raises:
+        Unlike: not the two copies of a LUKS2 header as it is when nothing goes on.
+    """
+    first = _read_copy(area, 0, b"LUKS\xba\xbe", metadata_size)
+    second = _read_copy(area, metadata_size, b"SKUL\xba\xbe", metadata_size)
+    if first != second:
+        raise Unlike("the two metadata copies differ")
+    return first
+
+
+def _read_copy(area: bytes | bytearray, offset: int, wanted_magic: bytes, wanted_size: int) -> Copy:
     binary = bytes(area[offset : offset + _BINARY_SIZE])
     rest = bytes(area[offset + _BINARY_SIZE : offset + wanted_size])
+    if len(binary) + len(rest) != wanted_size:
+        raise Unlike("the metadata are cut off")
     (
         magic, version, size, sequence, label, algorithm, _salt, uuid, subsystem,
         own_offset, padding, checksum, tail,
     ) = _BINARY.unpack(binary)  # fmt: skip
     if magic != wanted_magic or version != 2:
-        _refuse("not a LUKS2 header")
+        raise Unlike("not a LUKS2 header")
     if size != wanted_size or own_offset != offset:
-        _refuse("metadata size or offset")
+        raise Unlike("metadata size or offset")
     if algorithm.rstrip(b"\0") != b"sha256":
-        _refuse("checksum algorithm")
-    if label.strip(b"\0") or subsystem.strip(b"\0") or padding.strip(b"\0") or tail.strip(b"\0"):
-        _refuse("label, subsystem or padding is not empty")
-    if uuid.rstrip(b"\0") != wanted_uuid.encode():
-        _refuse("UUID is not the record's")
+        raise Unlike("checksum algorithm")
+    if padding.strip(b"\0") or tail.strip(b"\0"):
+        raise Unlike("padding is not empty")
     without_checksum = binary[:_CHECKSUM_AT] + bytes(64) + binary[_CHECKSUM_AT + 64 :]
     found = hashlib.sha256(without_checksum + rest).digest()
     if not hmac.compare_digest(found + bytes(32), checksum):
-        _refuse("metadata checksum")
+        raise Unlike("metadata checksum")
     text, _, behind = rest.partition(b"\0")
     if behind.strip(b"\0"):
-        _refuse("bytes behind the JSON text")
+        raise Unlike("bytes behind the JSON text")
     if len(text) > _LARGEST_TEXT:
-        _refuse("the JSON text is longer than any of ours")
-    return sequence, text
+        raise Unlike("the JSON text is longer than any that is made")
+    return Copy(sequence, uuid, label + subsystem, text)
 
 
-def _strict_json(text: bytes) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        mapping = dict(pairs)
-        if len(mapping) != len(pairs):
-            _refuse("a JSON key stands twice")
-        return mapping
-
-    def no_number(_text: str) -> NoReturn:
-        _refuse("a JSON number is not an integer")
-
-    try:
-        return json.loads(
-            text.decode(),
-            object_pairs_hook=unique,
-            parse_float=no_number,
-            parse_constant=no_number,
-        )
-    except (ValueError, RecursionError):
-        _refuse("metadata is not JSON")
+def _parse(area: bytes | bytearray, uuid: str, layout: Layout) -> Header:
+    if layout.metadata_size not in METADATA_SIZES or layout.sector_size not in (512, 4096):
+        raise Unlike("a metadata or sector size that LUKS2 does not have")
+    if len(area) != layout.segment_offset or layout.keyslots_size < AREA_SIZE:
+        raise Unlike("the segment does not begin where it should")
+    found = read_copies(area, layout.metadata_size)
+    if found.names.strip(b"\0"):
+        raise Unlike("label or subsystem is not empty")
+    if found.uuid.rstrip(b"\0") != uuid.encode():
+        raise Unlike("UUID is not the record's")
+    return _parse_metadata(parse_json(found.text), uuid, layout)
 
 
 def _parse_metadata(root: Any, uuid: str, layout: Layout) -> Header:
     """§3: the five objects of the JSON area."""
-    parts = _exactly(root, "metadata", "keyslots", "tokens", "segments", "digests", "config")
-    _equal(parts["tokens"], {}, "tokens")
+    parts = exactly(root, "metadata", "keyslots", "tokens", "segments", "digests", "config")
+    equal(parts["tokens"], {}, "tokens")
     json_size = layout.metadata_size - _BINARY_SIZE
     config = {"json_size": str(json_size), "keyslots_size": str(layout.keyslots_size)}
-    _equal(parts["config"], config, "config")
+    equal(parts["config"], config, "config")
     segment = {
         "type": "crypt",
         "offset": str(layout.segment_offset),
         "size": "dynamic",
         "iv_tweak": "0",
-        "encryption": _CIPHER,
+        "encryption": CIPHER,
         "sector_size": layout.sector_size,
     }
-    _equal(parts["segments"], {"0": segment}, "segments")
-    slots = _exactly(parts["keyslots"], "keyslots", "0")
-    slot = _exactly(slots["0"], "keyslot", "type", "key_size", "af", "area", "kdf")
-    _equal(slot["type"], "luks2", "keyslot type")
-    _equal(slot["key_size"], XTS_KEY_SIZE, "keyslot key size")
-    _equal(slot["af"], {"type": "luks1", "stripes": _STRIPES, "hash": "sha256"}, "keyslot stripes")
+    equal(parts["segments"], {"0": segment}, "segments")
+    slots = exactly(parts["keyslots"], "keyslots", "0")
+    slot = exactly(slots["0"], "keyslot", "type", "key_size", "af", "area", "kdf")
+    equal(slot["type"], "luks2", "keyslot type")
+    equal(slot["key_size"], XTS_KEY_SIZE, "keyslot key size")
+    equal(slot["af"], {"type": "luks1", "stripes": STRIPES, "hash": "sha256"}, "keyslot stripes")
     area = {
         "type": "raw",
         "offset": str(layout.slot_offset),
-        "size": str(_AREA_SIZE),
-        "encryption": _CIPHER,
+        "size": str(AREA_SIZE),
+        "encryption": CIPHER,
         "key_size": XTS_KEY_SIZE,
     }
-    _equal(slot["area"], area, "keyslot area")
-    digests = _exactly(parts["digests"], "digests", "0")
-    digest = _exactly(
+    equal(slot["area"], area, "keyslot area")
+    digests = exactly(parts["digests"], "digests", "0")
+    digest = exactly(
         digests["0"],
         "digest",
         "type", "keyslots", "segments", "hash", "iterations", "salt", "digest",
     )  # fmt: skip
-    _equal(digest["type"], "pbkdf2", "digest type")
-    _equal(digest["hash"], "sha256", "digest hash")
-    _equal(digest["keyslots"], ["0"], "digest keyslots")
-    _equal(digest["segments"], ["0"], "digest segments")
+    equal(digest["type"], "pbkdf2", "digest type")
+    equal(digest["hash"], "sha256", "digest hash")
+    equal(digest["keyslots"], ["0"], "digest keyslots")
+    equal(digest["segments"], ["0"], "digest segments")
     return Header(
         uuid=uuid,
         layout=layout,
-        slot=_parse_derivation(slot["kdf"]),
-        digest_iterations=_bounded(digest["iterations"], _PBKDF2_ITERATIONS, "digest iterations"),
-        digest_salt=_base64(digest["salt"], "digest salt"),
-        digest=_base64(digest["digest"], "digest"),
+        slot=check_derivation(slot["kdf"]),
+        digest_iterations=bounded(digest["iterations"], _PBKDF2_ITERATIONS, "digest iterations"),
+        digest_salt=base64_of(digest["salt"], 32, "digest salt"),
+        digest=base64_of(digest["digest"], 32, "digest"),
     )
 
 
-def _parse_derivation(kdf: Any) -> _Derivation:
-    if not isinstance(kdf, dict) or kdf.get("type") not in ("pbkdf2", "argon2id"):
-        _refuse("kdf type")
+def check_derivation(
+    kdf: Any, kinds: tuple[str, ...] = ("pbkdf2", "argon2id"), hashes: tuple[str, ...] = ("sha256",)
+) -> Derivation:
+    """Hold a keyslot's key derivation to our bounds.
+
+    Raises:
+        Unlike: what is not within them.
+    """
+    if not isinstance(kdf, dict) or kdf.get("type") not in kinds:
+        raise Unlike("kdf type")
     if kdf["type"] == "pbkdf2":
-        fields = _exactly(kdf, "kdf", "type", "hash", "iterations", "salt")
-        _equal(fields["hash"], "sha256", "kdf hash")
-        iterations = _bounded(fields["iterations"], _PBKDF2_ITERATIONS, "kdf iterations")
-        return _Derivation("pbkdf2", _base64(fields["salt"], "kdf salt"), iterations)
-    fields = _exactly(kdf, "kdf", "type", "time", "memory", "cpus", "salt")
-    return _Derivation(
-        "argon2id",
-        _base64(fields["salt"], "kdf salt"),
-        _bounded(fields["time"], _ARGON2_TIME, "kdf time"),
-        _bounded(fields["memory"], _ARGON2_MEMORY_KIB, "kdf memory"),
-        _bounded(fields["cpus"], _ARGON2_LANES, "kdf lanes"),
+        fields = exactly(kdf, "kdf", "type", "hash", "iterations", "salt")
+        if fields["hash"] not in hashes:
+            raise Unlike("kdf hash")
+        iterations = bounded(fields["iterations"], _PBKDF2_ITERATIONS, "kdf iterations")
+        return Derivation("pbkdf2", base64_of(fields["salt"], 32, "kdf salt"), iterations)
+    fields = exactly(kdf, "kdf", "type", "time", "memory", "cpus", "salt")
+    return Derivation(
+        kdf["type"],
+        base64_of(fields["salt"], 32, "kdf salt"),
+        bounded(fields["time"], _ARGON2_TIME, "kdf time"),
+        bounded(fields["memory"], _ARGON2_MEMORY_KIB, "kdf memory"),
+        bounded(fields["cpus"], _ARGON2_LANES, "kdf lanes"),
     )
 
 
-def _derive(slot: _Derivation, key: bytes | bytearray) -> bytes:
+def _derive(slot: Derivation, key: bytes | bytearray) -> bytes:
     if slot.kind == "pbkdf2":
         return hashlib.pbkdf2_hmac("sha256", key, slot.salt, slot.iterations, XTS_KEY_SIZE)
     kdf = Argon2id(
@@ -344,40 +396,4 @@ def _diffuse(block: bytes) -> bytes:
     return b"".join(
         hashlib.sha256(index.to_bytes(4, "big") + block[at : at + 32]).digest()
         for index, at in enumerate(range(0, len(block), 32))
-    )
-
-
-def _exactly(value: Any, what: str, *names: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or set(value) != set(names):
-        _refuse(f"fields of {what}")
-    return value
-
-
-def _equal(value: Any, wanted: Any, what: str) -> None:
-    # In Python 1 == True: comparing the encoded text tells them apart.
-    if json.dumps(value, sort_keys=True) != json.dumps(wanted, sort_keys=True):
-        _refuse(what)
-
-
-def _bounded(value: Any, bounds: range, what: str) -> int:
-    if type(value) is not int or value not in bounds:
-        _refuse(f"{what} outside {bounds.start} to {bounds.stop - 1}")
-    return value
-
-
-def _base64(value: Any, what: str) -> bytes:
-    try:
-        decoded = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
-    except ValueError:
-        decoded = b""
-    if len(decoded) != 32:
-        _refuse(f"{what} is not 32 bytes")
-    return decoded
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise Refused(
-        "volume.header_refused",
-        f"the volume's LUKS2 header is not of the kind that sealserve makes: {reason}",
-        hint="open only volumes made by `sealserve volume create`",
     )

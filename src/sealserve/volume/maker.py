@@ -30,7 +30,8 @@ from pydantic import ValidationError
 from sealserve.errors import InputError, Unavailable
 from sealserve.files import sync_path
 from sealserve.volume.child import require_fuse
-from sealserve.volume.filling import SEGMENT_OFFSET, Inside, format_header
+from sealserve.volume.filling import SEGMENT_OFFSET, Arrangement, Inside, format_header
+from sealserve.volume.luks2 import Layout
 from sealserve.volume.process import Runner, find_tool, run
 from sealserve.volume.record import (
     BLOCK_SIZE,
@@ -51,6 +52,8 @@ __all__ = [
     "SEGMENT_OFFSET",
     "Plan",
     "Progress",
+    "check_plan",
+    "check_target",
     "create_sealed",
     "create_writable",
     "finish",
@@ -62,6 +65,8 @@ Progress = Callable[[int, int], None]
 
 _MAX_SIZE: Final = 1 << 44
 _WATCH_PAUSE: Final = 0.1
+_OUR_LAYOUT: Final = Layout(SEGMENT_OFFSET)
+_AS_IT_IS: Final = Arrangement()
 
 
 def create_sealed(
@@ -74,6 +79,7 @@ def create_sealed(
     version: int = 1,
     size: int | None = None,
     filesystem: Filesystem = "ext4",
+    arrangement: Arrangement = _AS_IT_IS,
     force: bool = False,
     progress: Progress | None = None,
     runner: Runner = run,
@@ -90,6 +96,7 @@ def create_sealed(
         version: of the volume, counted up by the owner with each remake.
         size: bytes for the filesystem, a multiple of 4096; chosen from the source if absent.
         filesystem: ``ext4``, or ``erofs``, which takes no more than it needs.
+        arrangement: what goes elsewhere than it is in the source; for ext4.
         force: replace a file that is there.
         progress: see `Progress`.
         runner: runs the system's programs.
@@ -104,7 +111,7 @@ def create_sealed(
         Unavailable: ``volume.unwritable``, ``volume.fuse_missing``, ``volume.tool_missing``,
             ``volume.tool_failed`` (also when the tree does not fit into ``size``).
     """
-    _check_target(path, key, force=force)
+    check_target(path, key, force=force)
     tree = scan(source)
     plan = Plan(
         name=name,
@@ -114,9 +121,9 @@ def create_sealed(
         kind="sealed",
         filesystem=filesystem,
         data_size=_checked_size(size, tree),
-        models=find_models(source),
+        models=find_models(source, _before("models", arrangement)),
     )
-    return _make(path, plan, source, tree, key, owner_key, progress, runner)
+    return _make(path, plan, source, tree, key, owner_key, progress, runner, arrangement)
 
 
 def create_writable(
@@ -153,7 +160,7 @@ def create_writable(
         InputError: as `create_sealed`.
         Unavailable: as `create_sealed`.
     """
-    _check_target(path, key, force=force)
+    check_target(path, key, force=force)
     tree = scan(source) if source else SourceTree(0, False, 0, b"")
     plan = Plan(
         name=name,
@@ -177,15 +184,17 @@ def _make(
     owner_key: Ed25519PrivateKey,
     progress: Progress | None,
     runner: Runner,
+    arrangement: Arrangement = _AS_IT_IS,
 ) -> bytes:
-    _check_plan(plan, owner_key)
+    check_plan(plan, owner_key)
     require_fuse()
     find_tool(f"mkfs.{plan.filesystem}")
     sealed = plan.kind == "sealed"
     report = _Reporter(progress, plan.data_size, plan.segment_end if sealed else 0)
     inside = Inside(
-        plan.uuid, plan.kind, plan.filesystem, plan.data_size, tree.inodes, tree.foreign
-    )
+        plan.uuid, plan.kind, plan.filesystem, plan.data_size, tree.inodes, tree.foreign,
+        arrangement,
+    )  # fmt: skip
     try:
         with partial_file(path) as (partial, descriptor):
             os.ftruncate(descriptor, plan.segment_end)
@@ -226,10 +235,11 @@ class Plan:
     filesystem: Filesystem
     data_size: int
     models: tuple[ModelEntry, ...]
+    layout: Layout = _OUR_LAYOUT
 
     @property
     def segment_end(self) -> int:
-        return SEGMENT_OFFSET + self.data_size
+        return self.layout.segment_offset + self.data_size
 
     def record(self, header_sha256: str, salt: str, root_hash: str) -> VolumeRecord:
         """Salt and root hash are used for a sealed volume only."""
@@ -246,8 +256,13 @@ class Plan:
             version=self.version,
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             data_size=self.data_size,
-            header=HeaderPin(sha256=header_sha256, size=SEGMENT_OFFSET),
-            segment_offset=SEGMENT_OFFSET,
+            header=HeaderPin(
+                sha256=header_sha256,
+                size=self.layout.segment_offset,
+                metadata_size=self.layout.metadata_size,  # type: ignore[arg-type]  # validated
+            ),
+            sector_size=self.layout.sector_size,  # type: ignore[arg-type]  # validated
+            segment_offset=self.layout.segment_offset,
             verity=verity if self.kind == "sealed" else None,
             filesystem=self.filesystem,
             key_id=self.key_id,
@@ -279,7 +294,12 @@ class _Reporter:
             self._progress(self._done, self._total)
 
 
-def _check_target(path: Path, key: bytes | bytearray, *, force: bool) -> None:
+def check_target(path: Path, key: bytes | bytearray, *, force: bool) -> None:
+    """Refuse a key of another size, and to replace what is there without being told.
+
+    Raises:
+        InputError: ``volume.key_size``, ``volume.exists``.
+    """
     if len(key) != KEY_SIZE:
         raise InputError("volume.key_size", f"a volume key has {KEY_SIZE} bytes, not {len(key)}")
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -293,8 +313,12 @@ def _check_target(path: Path, key: bytes | bytearray, *, force: bool) -> None:
         )
 
 
-def _check_plan(plan: Plan, owner_key: Ed25519PrivateKey) -> None:
-    """Make and sign a record with zeros for digests: better now than after an hour's work."""
+def check_plan(plan: Plan, owner_key: Ed25519PrivateKey) -> None:
+    """Make and sign a record with zeros for digests: better now than after an hour's work.
+
+    Raises:
+        InputError: ``volume.name``, ``record.too_large``.
+    """
     zeros = "0" * 64
     try:
         sign_record(plan.record(zeros, zeros, zeros), owner_key)
@@ -304,6 +328,11 @@ def _check_plan(plan: Plan, owner_key: Ed25519PrivateKey) -> None:
             "a volume's name has letters, digits and . _ -, and its version counts from 1",
             hint="for example: --name models",
         ) from None
+
+
+def _before(name: str, arrangement: Arrangement) -> str:
+    """What a name at the top of the volume is called in the source."""
+    return next((old for old, new in arrangement.moved if new == name), name)
 
 
 def _checked_size(size: int | None, tree: SourceTree) -> int:
@@ -364,7 +393,7 @@ def _watching(partial: Path, report: _Reporter) -> Iterator[None]:
 
 def finish(descriptor: int, plan: Plan, hashed: Callable[[int], None]) -> VolumeRecord:
     """Lay the tree over a sealed volume; state in a record what the file now is."""
-    area = hashlib.sha256(read_exactly(descriptor, SEGMENT_OFFSET, 0)).hexdigest()
+    area = hashlib.sha256(read_exactly(descriptor, plan.layout.segment_offset, 0)).hexdigest()
     zeros = "0" * 64
     if plan.kind == "writable":
         return plan.record(area, zeros, zeros)

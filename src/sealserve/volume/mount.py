@@ -18,8 +18,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import subprocess
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -28,13 +26,13 @@ import structlog
 
 from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.volume import state as states
-from sealserve.volume.child import end_process, lazy_unmount
 from sealserve.volume.drivers import driver_named
 from sealserve.volume.engine import check_file, check_key, check_writable
+from sealserve.volume.fuse2fs import mount_by_fuse2fs
 from sealserve.volume.keeper import Keeper
 from sealserve.volume.kernel_driver import loop_device
 from sealserve.volume.mapper import Driver, DriverName, Mapping, open_volume_file
-from sealserve.volume.process import Runner, find_tool, is_mounted, run
+from sealserve.volume.process import Runner, is_mounted, run
 from sealserve.volume.record import VolumeRecord
 from sealserve.volume.state import MountState
 from sealserve.volume.takedown import unmount
@@ -42,7 +40,6 @@ from sealserve.volume.takedown import unmount
 __all__ = ["Mount", "mount_sealed", "mount_writable"]
 
 _OPTIONS: Final = "nodev,nosuid,noexec"
-_START_TIMEOUT: Final = 30.0
 
 _log = structlog.get_logger("sealserve.volume")
 
@@ -194,7 +191,8 @@ def _mount(
         if by == "kernel":
             _mount_by_kernel(mapping, record, mountpoint, runner, stack)
         else:
-            _mount_by_fuse2fs(mapping, record, mountpoint, stack)
+            write = record.kind == "writable"
+            mount_by_fuse2fs(mapping.device, mountpoint, stack, write=write)
         _log.info(
             "volume_mounted",
             volume=record.name,
@@ -315,38 +313,3 @@ def _kernel_has(filesystem: str) -> bool:
 def _unmount(mountpoint: Path, runner: Runner) -> None:
     if not unmount(mountpoint, runner):
         _log.warning("volume_busy", mountpoint=str(mountpoint), action="unmounted lazily")
-
-
-def _mount_by_fuse2fs(
-    mapping: Mapping, record: VolumeRecord, mountpoint: Path, stack: ExitStack
-) -> None:
-    # fakeroot: files inside belong to root, and fuse2fs checks permissions itself;
-    # the mount as a whole can be entered by this user only.
-    access = "rw" if record.kind == "writable" else "ro,norecovery"
-    command = [
-        find_tool("fuse2fs"),
-        "-f",
-        "-o",
-        f"{access},{_OPTIONS},fakeroot",
-        str(mapping.device),
-        str(mountpoint),
-    ]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    stack.callback(lazy_unmount, mountpoint)
-    stack.callback(end_process, process)
-    deadline = time.monotonic() + _START_TIMEOUT
-    while not is_mounted(mountpoint):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise Unavailable(
-                "volume.fuse2fs_failed",
-                f"fuse2fs did not mount the filesystem (status {process.poll()})",
-                where=str(mountpoint),
-                hint="can this user mount FUSE filesystems here?",
-            )
-        time.sleep(0.02)

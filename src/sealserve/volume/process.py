@@ -61,6 +61,7 @@ class Runner(Protocol):
         pass_fds: Sequence[int] = (),
         timeout: float = 60,
         accept: Sequence[int] = (0,),
+        stdout: int | None = None,
     ) -> str:
         """Run a program to its end and return its stdout."""
 
@@ -89,6 +90,7 @@ def run(
     pass_fds: Sequence[int] = (),
     timeout: float = 60,
     accept: Sequence[int] = (0,),
+    stdout: int | None = None,
 ) -> str:
     """Run a program to its end.
 
@@ -96,9 +98,11 @@ def run(
         command: name and arguments; the name is looked up by `find_tool`.
         pass_fds: descriptors that the program inherits under the same numbers.
         timeout: seconds until it is killed.
+        accept: exit statuses that are no failure.
+        stdout: a descriptor that gets its stdout, where that is a secret.
 
     Returns:
-        Its stdout.
+        Its stdout; nothing if that went elsewhere.
 
     Raises:
         Unavailable: ``volume.tool_missing``, ``volume.tool_failed``, ``volume.tool_timeout``.
@@ -110,7 +114,8 @@ def run(
             pass_fds=tuple(pass_fds),
             timeout=timeout,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             env={"PATH": _SYSTEM_PATH, "LC_ALL": "C"},
@@ -126,7 +131,7 @@ def run(
             "volume.tool_failed",
             f"{name} ended with status {done.returncode}: {lines[-1] if lines else 'no message'}",
         )
-    return done.stdout
+    return done.stdout or ""
 
 
 @contextlib.contextmanager

@@ -65,6 +65,8 @@ def scan(source: Path) -> SourceTree:
     content = 0
     state = hashlib.sha256()
     for path, status in _walk(source):
+        if path.parent == source and path.name == "lost+found" and path.is_dir():
+            continue  # each ext4 has its own; what is in it goes along
         if len(seen) >= _MAX_ENTRIES:
             raise InputError(
                 "volume.source_large", f"more than {_MAX_ENTRIES} files", where=str(source)
@@ -122,15 +124,19 @@ def tree_digest(directory: Path) -> str:
     return manifest.hexdigest()
 
 
-def find_models(source: Path) -> tuple[ModelEntry, ...]:
+def find_models(source: Path, directory: str = "models") -> tuple[ModelEntry, ...]:
     """Every ``models/<name>/<version>`` of a source directory, with its digest, sorted.
+
+    Args:
+        source: the directory.
+        directory: what ``models`` is called there.
 
     Raises:
         InputError: ``volume.model_name``.
         Unavailable: ``volume.source_unreadable``.
     """
     found = []
-    for path in source.glob("models/*/*"):
+    for path in source.glob(f"{directory}/*/*"):
         name, version = path.parent.name, path.name
         if not (path.is_dir() and version.isascii() and version.isdecimal()):
             continue
