@@ -320,7 +320,7 @@ def test_a_port_that_lies_about_the_chain_is_found() -> None:
 def test_a_recorded_put_holds_no_secret(port: Port) -> None:
     relay = Relay(port.server.address.port)
     with port.client(port.alice, Address("127.0.0.1", relay.port)) as alice:
-        request = put_request(port.broker)
+        request = put_request(port.broker, replace=True)
         assert b"PLANTED" not in request.SerializeToString()
         alice.perform(request)
         alice.perform(v1_pb2.SecretShowRequest(secret=NAME))
@@ -417,7 +417,7 @@ def test_a_bug_tells_nothing_but_that_it_is_one(
 
     monkeypatch.setattr(Broker, "keep", broken)
     with port.client(port.alice) as alice, pytest.raises(InternalError) as caught:
-        alice.perform(put_request(port.broker))
+        alice.perform(put_request(port.broker, replace=True))
     assert caught.value.code == "internal.unexpected"
     assert "PLANTED" not in str(caught.value) + port.log.getvalue()
     assert port.lines()[-1]["code"] == "internal.unexpected"

@@ -104,7 +104,7 @@ def test_a_destroyed_version_is_gone_from_the_database(staffed: Broker) -> None:
     with staffed.store.reading() as session:
         row = session.get_one(SecretRow, (NAME, 1))
         assert (row.state, row.wrapped) == ("destroyed", None)
-    Administration(staffed).perform(ALICE, put_request(staffed))
+    Administration(staffed).perform(ALICE, put_request(staffed, replace=True))
     with staffed.store.reading() as session:  # a later version does not make it retired
         assert session.get_one(SecretRow, (NAME, 1)).state == "destroyed"
 
@@ -313,10 +313,14 @@ def test_only_what_loosens_waits(staffed: Broker) -> None:
     admin = Administration(with_two_person(staffed, "loosen"))
     assert "proposal" in admin.perform(ALICE, set_policy("r0", "r1"))
     assert "proposal" in admin.perform(ALICE, set_policy("r0", simulation="allowed"))
-    assert "proposal" in admin.perform(ALICE, put_request(staffed, policy=policy("r0", "r1")))
+    assert "proposal" in admin.perform(
+        ALICE, put_request(staffed, replace=True, policy=policy("r0", "r1"))
+    )
     assert "proposal" not in admin.perform(ALICE, set_policy())
     assert "proposal" in admin.perform(ALICE, set_policy("r0"))  # back again is loosening
-    assert "proposal" not in admin.perform(ALICE, put_request(staffed, policy=policy()))
+    assert "proposal" not in admin.perform(
+        ALICE, put_request(staffed, replace=True, policy=policy())
+    )
     assert "proposal" not in admin.perform(ALICE, put_request(staffed, name="models/new"))
     assert "proposal" not in admin.perform(ALICE, destroy())
 
@@ -338,7 +342,7 @@ def test_an_approved_put_keeps_the_deposit_and_forgets_the_proposals_copy(
     from sealserve.broker.tables import ProposalRow
 
     admin = Administration(with_two_person(staffed, "loosen"))
-    request = put_request(staffed, policy=policy("r0", "r1"))
+    request = put_request(staffed, replace=True, policy=policy("r0", "r1"))
     proposal = admin.perform(ALICE, request)["proposal"]
     assert "r1" in " ".join(proposal["summary"])
     assert admin.perform(BOB, v1_pb2.ProposalApproveRequest(id=proposal["id"]))[
@@ -428,7 +432,9 @@ def test_of_two_approvals_at_once_one_wins(staffed: Broker, tmp_path: Path) -> N
     carol = Caller("carol", "admin")
     for _ in range(times(200, 4)):
         two = with_two_person(staffed, "loosen")
-        proposal = Administration(two).perform(ALICE, put_request(two, policy=policy("r0", "r1")))
+        proposal = Administration(two).perform(
+            ALICE, put_request(two, replace=True, policy=policy("r0", "r1"))
+        )
         other = Store.open(staffed.config.store, staffed.root)
         admins = [Administration(two), Administration(replace(two, store=other))]
         approve = v1_pb2.ProposalApproveRequest(id=proposal["proposal"]["id"])
@@ -470,7 +476,7 @@ def test_a_bug_leaves_a_line_and_changes_nothing(
 
     monkeypatch.setattr(Broker, "keep", broken)
     with pytest.raises(RuntimeError):
-        Administration(staffed).perform(ALICE, put_request(staffed))
+        Administration(staffed).perform(ALICE, put_request(staffed, replace=True))
     last = lines(staffed)[-1]
     assert (last["event"], last["code"]) == ("admin.refused", "internal.unexpected")
     assert "PLANTED" not in json.dumps(last)
@@ -500,7 +506,9 @@ def test_kill_9_at_any_step_of_an_approval_leaves_all_of_it_or_nothing(
 
 def test_no_secret_is_in_the_database_not_even_while_its_put_waits(staffed: Broker) -> None:
     admin = Administration(with_two_person(staffed, "loosen"))
-    proposal = admin.perform(ALICE, put_request(staffed, policy=policy("r0", "r1")))["proposal"]
+    proposal = admin.perform(ALICE, put_request(staffed, replace=True, policy=policy("r0", "r1")))[
+        "proposal"
+    ]
     waiting = b"".join(path.read_bytes() for path in staffed.root.glob("broker.db*"))
     admin.perform(BOB, v1_pb2.ProposalApproveRequest(id=proposal["id"]))
     stored = b"".join(path.read_bytes() for path in staffed.root.glob("broker.db*"))

@@ -152,3 +152,21 @@ def test_what_is_not_there_cannot_be_rotated(world: World) -> None:
 def test_a_time_of_expiry_has_one_form(text: str, read: str | None, store_kind: str) -> None:
     del store_kind
     assert read_expiry(text) == read
+
+
+def test_a_name_that_is_there_is_refused_unless_it_shall_be_replaced(passphrase: World) -> None:
+    """A put was once the next version by itself, and shut out who still used the one before."""
+    world = passphrase
+    with pytest.raises(Refused) as caught:
+        _put(world, RESOURCE, b"second")
+    assert caught.value.code == "secret.exists"
+    assert "secret rotate" in str(caught.value.hint)
+    assert bytes(world.ask().secret) == b"first"
+    _put(world, RESOURCE, b"second", replace=True)
+    assert bytes(world.ask().secret) == b"second"
+    with pytest.raises(Refused) as withdrawn:
+        world.ask(secret_version=1)
+    assert withdrawn.value.code == "release.version_withdrawn"
+    with pytest.raises(Refused) as unknown:
+        _put(world, "models/nowhere", replace=True)
+    assert unknown.value.code == "resource.unknown"

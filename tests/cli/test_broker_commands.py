@@ -131,14 +131,15 @@ def test_from_an_empty_place_to_a_listed_secret(owner: Owner, tmp_path: Path) ->
     assert (stored["resource"], stored["secret_version"], stored["volume"]) == (
         "models/demo", 1, "models",
     )  # fmt: skip
-    assert result_of(*owner.put())["secret_version"] == 2
+    assert refusal_of(*owner.put()) == (3, "secret.exists")
+    assert result_of(*owner.put(), "--replace")["secret_version"] == 2
     listed = result_of("secret", "list", "--broker", owner.broker)["secrets"]
     assert [(s["version"], s["state"]) for s in listed] == [(1, "retired"), (2, "live")]
     status = result_of("broker", "status", owner.broker)
     assert status["secrets"] == {"live": 1, "retired": 1}
     checked = status["audit"].pop("checked")
-    assert (checked["first"], checked["last"]) == (1, 2)
-    assert status["audit"] == {"lines": 2, "problem": None}
+    assert (checked["first"], checked["last"]) == (1, 3)
+    assert status["audit"] == {"lines": 3, "problem": None}
     assert status["leases"] == {"active": 0, "by_resource": {"models/demo": 0}}
     assert status["denials_last_hour"] == 0
     assert [resource["name"] for resource in status["resources"]] == ["models/demo"]
@@ -146,22 +147,22 @@ def test_from_an_empty_place_to_a_listed_secret(owner: Owner, tmp_path: Path) ->
     assert [(e["event"], e["resource"], e["secret_version"]) for e in shown] == [
         ("secret.put", "models/demo", 2)
     ]
-    assert result_of("audit", "verify", "--broker", owner.broker)["lines"] == 2
+    assert result_of("audit", "verify", "--broker", owner.broker)["lines"] == 3
     export = tmp_path / "audit.jsonl"
-    assert result_of("audit", "export", export, "--broker", owner.broker)["lines"] == 2
+    assert result_of("audit", "export", export, "--broker", owner.broker)["lines"] == 3
     identity = owner.broker / "broker.json"
     offline = ("audit", "verify", "--export", export, "--identity", identity)
     whole = result_of(*offline)
-    assert (whole["lines"], whole["checkpoints"]) == (2, 1)
+    assert (whole["lines"], whole["checkpoints"]) == (3, 1)
     head = f"{whole['lines']}:{whole['head']}"
     assert result_of(*offline, "--expect-head", head) == whole
     assert result_of("audit", "verify", "--broker", owner.broker, "--expect-head", head)["whole"]
-    result_of(*owner.put())
+    result_of(*owner.put(), "--replace")
     later = tmp_path / "later.jsonl"
     result_of("audit", "export", later, "--broker", owner.broker)
     forward = ("audit", "verify", "--export", later, "--identity", identity, "--earlier", export)
     backward = ("audit", "verify", "--export", export, "--identity", identity, "--earlier", later)
-    assert result_of(*forward)["lines"] == 3
+    assert result_of(*forward)["lines"] == 4
     assert refusal_of(*backward) == (3, "audit.truncated")
 
 

@@ -82,9 +82,22 @@ def check_deposit(broker: Broker, request: v1_pb2.SecretPutRequest) -> WrappedDe
 
 
 def put_needs(act: Act, request: v1_pb2.SecretPutRequest) -> Agreement | None:
-    """A put over a resource that is there must not loosen its policy by the way."""
+    """A put over a resource that is there must not loosen its policy by the way.
+
+    Raises:
+        Refused: ``secret.exists``, ``resource.unknown``: not what ``replace`` says.
+    """
     name = resource_name(request.resource)
     row = act.session.get(ResourceRow, name, with_for_update=True)
+    if row is None and request.replace:
+        raise resource_unknown(name)
+    if row is not None and not request.replace:
+        raise Refused(
+            "secret.exists",
+            f"there is a secret {name!r} already, at version {row.secret_version}",
+            hint="`sealserve secret rotate` gives it the next version and keeps this one live;"
+            " `secret put --replace` retires it at once",
+        )
     return None if row is None else loosening(row, request.policy)
 
 

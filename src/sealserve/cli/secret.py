@@ -67,6 +67,13 @@ def put(
     ] = "",
     expires: _Expires = "",
     lease: _Lease = 24 * 3600,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="NAME is there already: retire its live versions at once, and take this policy.",
+        ),
+    ] = False,
     broker: BrokerOption = None,
     admin: AdminOption = None,
     identity: IdentityOption = None,
@@ -76,9 +83,9 @@ def put(
     """Deposit a secret with its policy; a volume's key with its record.
 
     The record's signature, the key's fit to the record and the policy are
-    checked first. A second put under one name is the secret's next version and
-    retires the one before (`secret rotate` keeps it live); a policy that is
-    looser than the one there may need a second person.
+    checked first. A name that is there is refused: `secret rotate` gives it its
+    next version and keeps the one before it live, --replace retires that at once
+    (after a leak). A policy that is looser than the one there may need a second person.
 
     Example: sealserve secret put models/demo --broker DIR --sealed-key models.key
     --record models.record --owner-pub owner.pub --policy policy.yaml
@@ -97,6 +104,7 @@ def put(
         lease_seconds=lease,
         kind=kind,
         expires=expires,
+        replace=replace,
     )
     with administration(broker, admin, identity, broker_identity) as perform:
         result = perform(request)

@@ -349,7 +349,7 @@ def deliver(
         text=(
             f"made {file} ({made.file_size >> 20} MiB, {len(made.models)} models), "
             f"{record} and {sealed_key}\nnext: give the last two to the broker with "
-            "`sealserve secret put`, and the first to any host"
+            "`sealserve secret put` (or `rotate`, after the first), and the first to any host"
         ),
     )
 

@@ -11,7 +11,7 @@ class Result(_message.Message):
     def __init__(self, json: _Optional[str] = ...) -> None: ...
 
 class SecretPutRequest(_message.Message):
-    __slots__ = ("resource", "sealed_key", "record", "owner_public_key", "policy", "lease_seconds", "kind", "expires")
+    __slots__ = ("resource", "sealed_key", "record", "owner_public_key", "policy", "lease_seconds", "kind", "expires", "replace")
     RESOURCE_FIELD_NUMBER: _ClassVar[int]
     SEALED_KEY_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class SecretPutRequest(_message.Message):
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
     resource: str
     sealed_key: bytes
     record: bytes
@@ -28,7 +29,8 @@ class SecretPutRequest(_message.Message):
     lease_seconds: int
     kind: str
     expires: str
-    def __init__(self, resource: _Optional[str] = ..., sealed_key: _Optional[bytes] = ..., record: _Optional[bytes] = ..., owner_public_key: _Optional[bytes] = ..., policy: _Optional[bytes] = ..., lease_seconds: _Optional[int] = ..., kind: _Optional[str] = ..., expires: _Optional[str] = ...) -> None: ...
+    replace: bool
+    def __init__(self, resource: _Optional[str] = ..., sealed_key: _Optional[bytes] = ..., record: _Optional[bytes] = ..., owner_public_key: _Optional[bytes] = ..., policy: _Optional[bytes] = ..., lease_seconds: _Optional[int] = ..., kind: _Optional[str] = ..., expires: _Optional[str] = ..., replace: _Optional[bool] = ...) -> None: ...
 
 class SecretRotateRequest(_message.Message):
     __slots__ = ("secret", "sealed_key", "record", "owner_public_key", "retire_after_seconds", "expires")
