@@ -1,7 +1,9 @@
-"""Clients that begin and do not go on: they hold no worker, and nobody waits for them for ever."""
+"""Clients that begin and do not go on: no worker is theirs, nobody waits for them for ever."""
 
 from __future__ import annotations
 
+import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -11,11 +13,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from sealserve.serving import grpc_front
+from sealserve.serving import grpc_front, rest_server
 from sealserve.serving.config import ModelConfig
 from sealserve.serving.grpc_patience import Patience
 from sealserve.wire.serving import api_pb2
+from tests.serving.conftest import Running, start_server
 from tests.serving.fakes import FakeServer, make_versions
+from tests.serving.hostile import Door
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -35,6 +39,15 @@ def server(tmp_path: Path) -> Iterator[FakeServer]:
 def channel(server: FakeServer) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc.port}") as channel:
         yield channel
+
+
+_BODY = json.dumps({"signature_name": "pairs", "instances": [[1, 2]] * 20_000}).encode()
+LARGE = (
+    b"POST /v1/models/affine:predict HTTP/1.1\r\nHost: x\r\n"
+    + f"Content-Length: {len(_BODY)}\r\n\r\n".encode()
+    + _BODY
+)
+"""A request whose answer is of half a megabyte."""
 
 
 def request() -> bytes:
@@ -143,3 +156,50 @@ def test_a_name_that_a_watcher_made_up_is_unknown_and_not_remembered(
     assert server.health.watchers == 0
     for call in calls:
         call.cancel()
+
+
+@pytest.fixture
+def impatient(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Running, Door]]:
+    """A server that bears half a second of silence."""
+    monkeypatch.setattr(rest_server, "_SILENCE_SECONDS", 0.5)
+    config = tmp_path / "models.config"
+    config.write_text(
+        f'model_config_list {{ config {{ name: "affine" base_path: "{models / "affine"}" '
+        "model_version_policy { specific { versions: 1 } } } }"
+    )
+    running = start_server(models, tmp_path, f"--model_config_file={config}")
+    yield running, Door(running.server.ports, running.owner.certificate, running.owner.name)
+    running.server.stop(1)
+
+
+def test_a_rest_client_that_goes_silent_is_cut_off(impatient: tuple[Running, Door]) -> None:
+    _, door = impatient
+    with door.tls() as connection:
+        connection.sendall(b"GET /v1/models/affine HTTP/1.1\r\nHost: ")
+        assert connection.recv(10) == b""
+    with door.tls() as connection:
+        connection.sendall(b"GET /v1/models/affine HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(10).startswith(b"HTTP/1.1 2")
+
+
+def test_a_rest_client_that_reads_nothing_is_cut_off(impatient: tuple[Running, Door]) -> None:
+    _, door = impatient
+    many = LARGE * 1000  # the server reads no more either: waiting for it is a TimeoutError
+    with door.tls() as connection, pytest.raises((ssl.SSLError, ConnectionError)):
+        connection.sendall(many)
+
+
+def test_a_rest_client_that_reads_slowly_gets_all(impatient: tuple[Running, Door]) -> None:
+    _, door = impatient
+    with door.tls() as connection:
+        connection.sendall(LARGE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+        answer = b""
+        while piece := connection.recv(2**14):
+            answer += piece
+            if len(answer) % 2**16 < 2**14:
+                time.sleep(0.05)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert len(json.loads(body)["predictions"]) == 20_000

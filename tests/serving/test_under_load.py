@@ -178,7 +178,7 @@ def test_no_request_fails_while_certificates_are_renewed(
     place: Place, ports: dict[str, int]
 ) -> None:
     with load(place.roots, ports) as asked:
-        for _ in range(times(20, 2)):
+        for _ in range(times(20, 1)):
             new = place.renew()
             for port in ports.values():
                 assert certificate_shown(port, OWNER_NAME) == new.der
@@ -187,12 +187,12 @@ def test_no_request_fails_while_certificates_are_renewed(
 
 def test_no_request_fails_while_versions_are_swapped(place: Place, ports: dict[str, int]) -> None:
     with load(place.roots, ports) as asked:
-        for version in range(2, 2 + times(20, 2)):
+        for version in range(2, 2 + times(20, 1)):
             place.add("first", version)
             asked.until(lambda told, new=version: told["versions"] == [new])
             shutil.rmtree(place.base / str(version - 1))
     unloaded = [line["version"] for line in place.log() if line["event"] == "model_unloaded"]
-    assert len(unloaded) >= times(20, 2) - 1
+    assert len(unloaded) >= times(20, 1) - 1
 
 
 def test_no_request_fails_while_the_configuration_is_reloaded(

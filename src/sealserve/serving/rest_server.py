@@ -3,8 +3,9 @@
 Rules this module keeps:
 
 * TLS 1.3 where there is TLS, with the identities of the gRPC port.
-* A connection that says nothing, or its headers too slowly, is closed; so is one that is
-  older than ``max_connection_age``, after its next answer.
+* A connection that says nothing, or its headers too slowly, is closed, and so is one that
+  takes nothing of its answer; one that is older than ``max_connection_age`` is closed
+  after its next answer.
 * A connection that was accepted before the end may still send its request.
 * The server runs in a thread of its own with its own event loop.
 """
@@ -15,6 +16,7 @@ import asyncio
 import math
 import socket
 import ssl
+import sys
 import threading
 import time
 
@@ -49,6 +51,22 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._silence.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._silence.cancel()
+        self._end_if_it_takes_nothing(sys.maxsize)
+
+    def resume_writing(self) -> None:
+        self._silence.cancel()
+        super().resume_writing()
+
+    def _end_if_it_takes_nothing(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+            return
+        self._silence = self.loop.call_later(_SILENCE_SECONDS, self._end_if_it_takes_nothing, left)
 
     def _close_if_silent(self) -> None:
         begun: object = self.cycle  # None until the first request's headers are complete
