@@ -3,7 +3,7 @@
 ``make_models.py DIR`` writes ``DIR/<name>/1`` for each model below, and for each
 signature ``DIR/<name>.<signature>.npz`` with ``in_<key>`` and ``out_<key>``: what
 TensorFlow itself returns for those inputs. What only TensorFlow computes so stands
-in ``DIR/only_tensorflow``.
+in ``DIR/only_tensorflow``, and what one test each needs in ``DIR/more`` (more_models.py).
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+import more_models  # beside this file
 import numpy as np
 import tensorflow as tf
 
@@ -433,3 +434,5 @@ given = np.array([[1, -2, 0.25, 8]], "f4")
 interpreter = tf.lite.Interpreter(str(LITE / "model.tflite"))
 computed = interpreter.get_signature_runner()(x=given)
 np.savez(ROOT / "lite.serving_default.npz", in_x=given, out_y=computed["y"])
+
+more_models.make(ROOT / "more")

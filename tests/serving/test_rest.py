@@ -156,7 +156,7 @@ def tensor_info(name: str, *sizes: str) -> dict[str, Any]:
         (
             b'{"signature_name": "pairs", "inputs": 1}',
             400,
-            'the signature cannot be computed for "u" of rank 0',
+            'input "u" expects shape [-1, 2] but [] is provided',
         ),
         (b'{"inputs": {"y": [1]}}', 400, "Missing named input: x"),
         (b'{"inputs": {"x": [1], "y": [1]}}', 400, "does not have named input: y"),

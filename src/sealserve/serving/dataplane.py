@@ -5,7 +5,7 @@ Rules this module keeps:
 * Both fronts call this and nothing below it; no protobuf request, no JSON and
   no HTTP is known here.
 * A request is checked against its signature before a runtime sees it: names,
-  types and dimensions; another rank only where the runtime decides about that itself.
+  types and dimensions; another rank only where each number is computed by itself.
 * Error texts that clients match are TensorFlow Serving's (``predict_util.cc``,
   ``get_model_status_impl.cc``).
 """
@@ -28,7 +28,7 @@ from sealserve.serving.inference import (
     to_values,
 )
 from sealserve.serving.metrics import Metrics
-from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE, Model, Signature, TensorSpec
+from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE, Model, Signature
 from sealserve.serving.table import Table
 from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
@@ -119,8 +119,8 @@ class Dataplane:
             outputs = _wanted_outputs(wanted, output_filter)
             inputs = decode(wanted)
             _check_names(wanted, inputs)
-            for key, tensor in wanted.inputs.items():
-                _check_tensor(handle.model, key, tensor, inputs[key])
+            for key in wanted.inputs:
+                _check_tensor(wanted, key, inputs[key])
             answer = self._run(handle, "Predict", wanted, inputs, outputs)
             return Prediction(handle.version, wanted, answer)
 
@@ -147,7 +147,7 @@ class Dataplane:
             results: list[Classes | list[float]] = []
             for task in tasks:
                 signature = _signature(handle.model, task.key)
-                _check_tensor(handle.model, INPUT, signature.inputs[INPUT], inputs[INPUT])
+                _check_tensor(signature, INPUT, inputs[INPUT])
                 wanted = task.method.outputs_of(signature)
                 api = "Classify" if task.method is CLASSIFY else "Regress"
                 answer = self._run(handle, api, signature, inputs, wanted)
@@ -228,7 +228,8 @@ def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
         )
 
 
-def _check_tensor(model: Model, key: str, spec: TensorSpec, array: Array) -> None:
+def _check_tensor(signature: Signature, key: str, array: Array) -> None:
+    spec = signature.inputs[key]
     if array.dtype != numpy_dtype(spec.dtype):
         raise InputError(
             "request.dtype_mismatch",
@@ -239,7 +240,7 @@ def _check_tensor(model: Model, key: str, spec: TensorSpec, array: Array) -> Non
     if len(spec.shape) == array.ndim:
         fits = all(fixed in (-1, size) for fixed, size in zip(spec.shape, array.shape, strict=True))
     else:
-        fits = model.takes_other_ranks
+        fits = signature.elementwise
     if not fits:
         raise InputError(
             "request.shape_mismatch",

@@ -40,12 +40,22 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a client calls: named inputs and outputs."""
+    """What a client calls: named inputs and outputs.
+
+    Attributes:
+        name: its key.
+        inputs: what it takes.
+        outputs: what it gives.
+        method_name: what kind of call it is for, as its file says.
+        elementwise: it computes each number by itself, so that inputs may come in another
+            rank than is stated.
+    """
 
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     method_name: str
+    elementwise: bool = False
 
     @classmethod
     def from_wire(cls, name: str, wire: graph_pb2.SignatureDef) -> Signature:
@@ -87,12 +97,10 @@ class Model(ABC):
         definitions: every SignatureDef of the model as its file has it, for metadata.
         signatures: those that this model can run.
         refused: those it cannot, each with the reason.
-        takes_other_ranks: it decides itself about inputs of another rank than is stated.
         tuning: how signatures are run, as far as the runtime has a choice.
         stateful: signatures that keep state between calls.
     """
 
-    takes_other_ranks: bool = False
     tuning: Mapping[str, Tuning] = MappingProxyType({})
     stateful: Collection[str] = frozenset()
 

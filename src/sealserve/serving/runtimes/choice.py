@@ -104,8 +104,6 @@ class ChoosingRuntime(Runtime):
 class _SharedModel(Model):
     """One version whose signatures two runtimes share."""
 
-    takes_other_ranks = True
-
     def __init__(self, *parts: Model) -> None:
         self.definitions = parts[0].definitions
         self.signatures = {key: each for part in parts for key, each in part.signatures.items()}

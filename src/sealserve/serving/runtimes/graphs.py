@@ -5,7 +5,7 @@ signature's inputs, takes a placeholder's default for a constant and some scalar
 constants for zero, and drops assignments. So a signature becomes a graph like this:
 
 1. scalar constants are spelled out (`sealserve.wire.graphs`), and its graph is
-   searched for operations that keep state (`saved_model`);
+   searched for operations that keep state, refuse inputs, or bind it to ranks (`saved_model`);
 2. the model is presented to OpenVINO with that signature alone, under names of
    ours that cannot collide (``input.0``, ``output.0``, ...);
 3. the graph is cut at exactly the signature's tensors, with their types and shapes;
@@ -22,7 +22,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,13 @@ from openvino.frontend import (
 
 from sealserve.errors import InputError, Unavailable
 from sealserve.serving.runtimes.base import Signature, TensorSpec
-from sealserve.serving.runtimes.saved_model import only_signature, stateful_operations
+from sealserve.serving.runtimes.saved_model import (
+    not_elementwise,
+    only_signature,
+    operations_behind,
+    refusing,
+    stateful,
+)
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
 from sealserve.wire.tensors import dtype_name
@@ -116,16 +122,32 @@ def of_signature(
     """
     wire = meta.signature_def[key] if wire is None else wire
     where = f"{path}, signature {key!r}"
-    signature = _of_ranks(Signature.from_wire(key, wire), ranks or {})
+    stated = Signature.from_wire(key, wire)
+    signature = _of_ranks(stated, ranks or {})
     _check_signature(signature, where)
-    stateful = stateful_operations(meta.graph_def, wire)
-    if stateful:
-        raise _stateful(stateful, where)
+    operations = operations_behind(meta.graph_def, wire)
+    if kept := stateful(operations):
+        raise _stateful(kept, where)
+    if dropped := refusing(operations):
+        raise Unavailable(
+            "servable.runtime_cannot",
+            f"the signature refuses some inputs ({', '.join(dropped)}), "
+            "and the OpenVINO runtime would answer them",
+            where=where,
+        )
+    bound = not_elementwise(operations)
+    if bound and signature is not stated:
+        raise Unavailable(
+            "servable.runtime_cannot",
+            f"an input's rank is not stated, and {', '.join(bound)} would not be computed "
+            "or refused at each rank as TensorFlow does",
+            where=where,
+        )
     names = _Names(signature)
     with _presented(path, only_signature(meta, names.rename(wire))) as directory:
         graph = _convert(directory, signature, wire, where)
     _prove(graph, signature, names, where)
-    return Graph(signature, graph, names.inputs, names.outputs)
+    return Graph(replace(signature, elementwise=not bound), graph, names.inputs, names.outputs)
 
 
 def _of_ranks(signature: Signature, ranks: Mapping[str, int]) -> Signature:
@@ -230,9 +252,8 @@ def _convert(
 
 def _prove(graph: ov.Model, signature: Signature, names: _Names, where: str) -> None:
     """Show that the converted graph is the signature, or refuse it."""
-    stateful = stateful_kinds(graph)
-    if stateful:
-        raise _stateful(stateful, where)
+    if kept := stateful_kinds(graph):
+        raise _stateful(kept, where)
     for kind, ports, specs, known in (
         ("input", graph.inputs, signature.inputs, names.inputs),
         ("output", graph.outputs, signature.outputs, names.outputs),

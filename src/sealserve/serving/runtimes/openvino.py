@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -43,7 +44,8 @@ from sealserve.wire.tensors import Array
 __all__ = ["OpenVinoRuntime"]
 
 _DEVICE = "CPU"
-_MAX_RANKS = 8
+_MAX_RANK = 8
+_MAX_OTHERS = 8  # for one input: all of them
 
 # Signatures that are a SavedModel's own plumbing, not for clients.
 _INTERNAL_PREFIX = "__saved_model_"
@@ -106,6 +108,8 @@ class OpenVinoRuntime:
         cut = cut_examples(meta, meta.signature_def[key])
         if cut is None:
             first = self._compile(of_signature(path, meta, key), where)
+            if not first.signature.elementwise:
+                return first
             stated = Signature.from_wire(key, meta.signature_def[key])
             return _AnyRank(stated, first, lambda ranks: self._compile_ranks(path, key, ranks))
         behind = self._compile(of_signature(path, meta, key, cut.wire), where)
@@ -120,25 +124,9 @@ class OpenVinoRuntime:
 
     def _load_file(self, file: Path) -> Model:
         graph = read_file(self._core, file)
-        first = self._compile(graph, str(file))
-        compiled = _AnyRank(
-            graph.signature, first, lambda ranks: self._compile_file_ranks(file, ranks)
-        )
+        compiled = self._compile(graph, str(file))
         definitions = {graph.signature.name: definition_of(graph)}
         return _OpenVinoModel(definitions, {graph.signature.name: compiled}, {})
-
-    def _compile_file_ranks(self, file: Path, ranks: Mapping[str, int]) -> _Compiled:
-        graph = read_file(self._core, file)
-        shapes = {
-            graph.inputs[key]: ov.PartialShape([-1] * rank)
-            for key, rank in ranks.items()
-            if key in graph.inputs
-        }
-        try:
-            graph.graph.reshape(shapes)
-        except RuntimeError as error:
-            raise InputError("request.shape_mismatch", reason_of(error)) from None
-        return self._compile(graph, f"{file}, ranks {dict(ranks)}")
 
     def _compile(self, graph: Graph, where: str) -> _Compiled:
         inexact = inexact_operations(graph.graph)
@@ -150,7 +138,14 @@ class OpenVinoRuntime:
                 hint="compute in float32 or int32, and pass 64-bit integers on as they are",
             )
         properties, reason = self._tuner.properties(graph.graph)
-        model = self._core.compile_model(graph.graph, _DEVICE, properties)
+        try:
+            model = self._core.compile_model(graph.graph, _DEVICE, properties)
+        except RuntimeError as error:
+            raise Unavailable(
+                "servable.runtime_cannot",
+                f"OpenVINO cannot compile this signature: {reason_of(error)}",
+                where=where,
+            ) from None
         tuning = self._tuner.tuning(model, reason)
         if self._precision == "f32" and tuning.precision != "f32":
             raise InternalError(
@@ -194,18 +189,18 @@ class _Compiled:
 
 
 class _AnyRank:
-    """A signature that also takes inputs of other ranks than it states, as TensorFlow does.
+    """An elementwise signature, which takes inputs of other ranks than it states.
 
-    TensorFlow feeds what it is given: ``[1.0, 2.0]`` goes into an input of shape
-    ``[-1, 1]`` if the operations behind it can use it. OpenVINO's graph has the
-    stated rank, so each other one is converted anew, from the file, when it is
-    first asked for; failures are remembered like successes, and both are few.
+    TensorFlow Serving feeds what it is given: ``[1.0, 2.0]`` goes into an input of shape
+    ``[-1, 1]``. OpenVINO's graph has the stated rank, so each other one is converted
+    anew, from the file, when it is first asked for; failures are remembered like
+    successes, and both are few. Why no other signature does so: docs/adr/0028.
     """
 
     def __init__(
         self, signature: Signature, first: _Compiled, make: Callable[[Mapping[str, int]], _Compiled]
     ) -> None:
-        self.signature = signature
+        self.signature = replace(signature, elementwise=True)
         self.tuning = first.tuning
         self._first = first
         self._make = make
@@ -221,9 +216,11 @@ class _AnyRank:
 
     def _of(self, ranks: Mapping[str, int]) -> _Compiled:
         shape = tuple(ranks.values())
+        if max(shape) > _MAX_RANK:
+            raise _no_rank(ranks, f"{_MAX_RANK} is the highest rank")
         with self._lock:
             if shape not in self._others:
-                if len(self._others) >= _MAX_RANKS:
+                if len(self._others) >= _MAX_OTHERS:
                     raise _no_rank(ranks, "too many others have been asked for")
                 try:
                     self._others[shape] = self._make(ranks)
@@ -262,8 +259,6 @@ _Computed = _Compiled | _AnyRank | _ExampleFed
 
 
 class _OpenVinoModel(Model):
-    takes_other_ranks = True
-
     def __init__(
         self,
         definitions: Mapping[str, graph_pb2.SignatureDef],

@@ -4,14 +4,15 @@ Rules this module keeps:
 
 * The format is that of ``tensorflow/core/protobuf/saved_model.proto``; fields
   that our messages do not name are carried along untouched.
-* Whether a signature keeps state is read from the graph itself, before any
-  conversion: a converter may drop an assignment and leave a graph that looks clean.
+* Whether a signature keeps state, refuses inputs or may take any rank is read from the
+  graph itself, before any conversion: a converter may drop an assignment and leave a
+  graph that looks clean.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -20,7 +21,15 @@ from sealserve.errors import InputError
 from sealserve.wire.graphs import read_graph_file
 from sealserve.wire.tensorflow import graph_pb2
 
-__all__ = ["only_signature", "read_meta_graph", "stateful_operations"]
+__all__ = [
+    "ELEMENTWISE",
+    "not_elementwise",
+    "only_signature",
+    "operations_behind",
+    "read_meta_graph",
+    "refusing",
+    "stateful",
+]
 
 FILE_NAME = "saved_model.pb"
 
@@ -34,6 +43,39 @@ _STATEFUL = re.compile(
     r"|SampleDistortedBoundingBox.*|LookupTable(Insert|Import|Remove).*|Mutable.*HashTable.*"
     r"|.*Queue(V2)?|Stage|Unstage|.*Iterator.*|(Eager)?PyFunc.*|Print(V2)?|Timestamp"
     r"|WriteFile|ReadFile|Save.*|DestroyResourceOp"
+)
+
+# Operations whose only use is to refuse some inputs. OpenVINO drops the first three and
+# answers; its segment sums do not mind a segment too few.
+_REFUSING = re.compile(r"Assert|CheckNumerics(V2)?|EnsureShape|Segment(Sum|Mean|Prod|Min|Max)")
+
+# Operations that take each number by itself and broadcast as NumPy does, at any rank,
+# each compared with TensorFlow by the tests; and those that only pass values on.
+ELEMENTWISE = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        Abs Acos Acosh Add AddN AddV2 Asin Asinh Atan Atan2 Atanh Cast Ceil Cos Cosh DivNoNan Elu
+        Equal Erf Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual LeakyRelu Less LessEqual
+        Log Log1p LogicalAnd LogicalNot LogicalOr Maximum Minimum Mul Neg NotEqual Pow RealDiv
+        Reciprocal Relu Relu6 Round Rsqrt SelectV2 Selu Sigmoid Sign Sin Sinh Softplus Softsign
+        Sqrt Square SquaredDifference Sub Tan Tanh Xdivy Xlogy
+        """,
+    )
+)
+_PLUMBING = frozenset(
+    (
+        "Const",
+        "Identity",
+        "IdentityN",
+        "NoOp",
+        "PartitionedCall",
+        "ReadVariableOp",
+        "StatefulPartitionedCall",
+        "StopGradient",
+        "VarHandleOp",
+        "VariableV2",
+    )
 )
 
 
@@ -79,11 +121,12 @@ def only_signature(
     return saved
 
 
-def stateful_operations(graph: graph_pb2.GraphDef, signature: graph_pb2.SignatureDef) -> list[str]:
-    """The operations behind a signature's outputs that keep state or draw random numbers.
+def operations_behind(graph: graph_pb2.GraphDef, signature: graph_pb2.SignatureDef) -> set[str]:
+    """The kinds of operations that a signature's outputs are computed by.
 
     The walk goes back from the outputs over data and control inputs, stops at the
-    signature's inputs, and takes the whole body of each function that it meets.
+    signature's inputs, and takes the whole body of each function that it meets;
+    a call is not an operation.
     """
     nodes = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
@@ -99,21 +142,35 @@ def stateful_operations(graph: graph_pb2.GraphDef, signature: graph_pb2.Signatur
         seen.add(name)
         todo.extend(_node_of(source) for source in nodes[name].input)
         bodies = list(_called_functions(nodes[name], functions))
-        _note_if_stateful(nodes[name], found)
+        found.add(nodes[name].op)
         while bodies:
             function = bodies.pop()
             if function in seen_functions:
                 continue
             seen_functions.add(function)
             for node in functions[function].node_def:
-                _note_if_stateful(node, found)
+                found.add(node.op)
                 bodies.extend(_called_functions(node, functions))
-    return sorted(found)
+    return found - functions.keys()
 
 
-def _note_if_stateful(node: graph_pb2.NodeDef, found: set[str]) -> None:
-    if _STATEFUL.fullmatch(node.op):
-        found.add(node.op)
+def stateful(operations: Iterable[str]) -> list[str]:
+    """Those that keep state or draw random numbers."""
+    return sorted(filter(_STATEFUL.fullmatch, operations))
+
+
+def refusing(operations: Iterable[str]) -> list[str]:
+    """Those that are there to refuse inputs, which a converter leaves out."""
+    return sorted(filter(_REFUSING.fullmatch, operations))
+
+
+def not_elementwise(operations: Iterable[str]) -> list[str]:
+    """Those that do not compute each number by itself, whatever the ranks of their inputs.
+
+    What is left broadcasts as NumPy does, in TensorFlow and in OpenVINO alike, so that a
+    graph of nothing else may be converted for any rank (docs/adr/0028).
+    """
+    return sorted(set(operations) - ELEMENTWISE - _PLUMBING)
 
 
 def _called_functions(

@@ -90,8 +90,6 @@ class TensorFlowRuntime:
 
 
 class _TensorFlowModel(Model):
-    takes_other_ranks = True
-
     def __init__(
         self,
         definitions: Mapping[str, graph_pb2.SignatureDef],
