@@ -173,7 +173,6 @@ class _BatchedModel(Model):
         self.definitions = model.definitions
         self.signatures = model.signatures
         self.refused = model.refused
-        self.takes_other_ranks = model.takes_other_ranks
         self.tuning = model.tuning
         self.stateful = model.stateful
 

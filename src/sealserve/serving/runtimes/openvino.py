@@ -35,7 +35,7 @@ from sealserve.serving.runtimes.examples import (
 )
 from sealserve.serving.runtimes.graphs import Graph, of_signature, reason_of
 from sealserve.serving.runtimes.model_files import definition_of, find_file, read_file
-from sealserve.serving.runtimes.saved_model import read_meta_graph, stateful_operations
+from sealserve.serving.runtimes.saved_model import operations_behind, read_meta_graph, stateful
 from sealserve.serving.runtimes.tuning import Tuner
 from sealserve.wire.graphs import spell_out_scalars
 from sealserve.wire.tensorflow import graph_pb2
@@ -84,7 +84,7 @@ class OpenVinoRuntime:
         spell_out_scalars(meta.graph_def)
         compiled: dict[str, _Computed] = {}
         refused: dict[str, SealserveError] = {}
-        stateful: set[str] = set()
+        keeping: set[str] = set()
         for key in sorted(meta.signature_def):
             if key.startswith(_INTERNAL_PREFIX):
                 continue
@@ -92,15 +92,15 @@ class OpenVinoRuntime:
                 compiled[key] = self._compile_signature(path, meta, key)
             except SealserveError as error:
                 refused[key] = error
-                if stateful_operations(meta.graph_def, meta.signature_def[key]):
-                    stateful.add(key)
+                if stateful(operations_behind(meta.graph_def, meta.signature_def[key])):
+                    keeping.add(key)
         # Copies: a message inside another keeps all of it in memory, weights included.
         definitions = {
             key: graph_pb2.SignatureDef.FromString(wire.SerializeToString())
             for key, wire in meta.signature_def.items()
         }
         model = _OpenVinoModel(definitions, compiled, refused)
-        model.stateful = stateful
+        model.stateful = keeping
         return model
 
     def _compile_signature(self, path: Path, meta: graph_pb2.MetaGraphDef, key: str) -> _Computed:
