@@ -88,7 +88,12 @@ def test_check_says_who_will_serve_each_signature(frozen: Path, tmp_path: Path) 
     assert checked["directory"] == str(out / "net" / "1")
     (signature,) = checked["signatures"]
     assert (signature["signature"], signature["runtime"]) == ("serving_default", "openvino")
-    assert "openvino: its conversion is proved equal" in run("check", out / "net" / "1").stdout
+    assert signature["batched"] is True
+    assert "seeded rows came out the same" in signature["batching"]
+    text = run("check", out / "net" / "1", "--enable-batching").stdout
+    assert "openvino: its conversion is proved equal" in text
+    assert "at f32: " in text
+    assert "can be batched: " in text
 
 
 def test_check_fails_for_a_signature_that_nobody_serves(tmp_path: Path) -> None:

@@ -208,6 +208,11 @@ def questions(place: Path) -> list[Question]:
     return found
 
 
+def question_of(place: Path, model: str) -> Question:
+    """The first question to a model."""
+    return next(each for each in questions(place) if each.model == model)
+
+
 def check_answer(plane: Dataplane, asked: Question) -> None:
     """The dataplane's answer is TensorFlow's, to 1e-4 of each number."""
     spec = ModelSpec(asked.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -196,37 +195,34 @@ def check_model(
             "--tensorflow-runtime", help="auto, off, or the path of a Python that has TensorFlow."
         ),
     ] = "auto",
+    batching: Annotated[
+        bool, typer.Option("--enable-batching", help="As the server runs it with that flag.")
+    ] = False,
     as_json: console.JsonFlag = False,
 ) -> None:
-    """Say which runtime will serve each signature of a model, and why.
+    """Say which runtime will serve each signature of a model, how, and why.
 
-    The model is loaded as the server would load it. The exit status is 0 only if
-    every signature is served.
+    The model is loaded as the server would load it, and its rows are compared to
+    see whether requests may be batched. The exit status is 0 only if every
+    signature is served.
 
     Example: sealserve model check models/resnet50-v15-fp32
     """
-    import io
-
     from sealserve.errors import Refused
-    from sealserve.logs import make_log
+    from sealserve.serving.checking import check
     from sealserve.serving.config import RuntimeConfig
-    from sealserve.serving.runtimes.choice import ChoosingRuntime
     from sealserve.serving.versions import newest_version
 
-    config = RuntimeConfig(tags=tuple(tags.split(",")), tensorflow=tensorflow)
+    config = RuntimeConfig(tags=tuple(tags.split(",")), tensorflow=tensorflow, throughput=batching)
     version = newest_version(directory)
-    model, choices = ChoosingRuntime(config, make_log(io.StringIO())).choose(version)
-    model.close()
-    rows = [
-        f"{each.signature}\n  {each.runtime or 'NOT SERVED'}: {each.reason}" for each in choices
-    ]
+    checked = check(version, config)
     console.emit(
-        {"directory": str(version), "signatures": [asdict(each) for each in choices]},
+        {"directory": str(version), "signatures": [each.to_dict() for each in checked]},
         as_json=as_json,
-        text="\n".join(rows) or "the model has no signature",
+        text="\n".join(map(str, checked)) or "the model has no signature",
     )
-    left = [each.signature for each in choices if each.runtime is None]
-    if left or not choices:
+    left = [each.choice.signature for each in checked if each.choice.runtime is None]
+    if left or not checked:
         raise Refused(
             "model.not_servable",
             f"not every signature can be served: {', '.join(left) or 'there is none'}",

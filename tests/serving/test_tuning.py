@@ -1,0 +1,119 @@
+"""Threads, streams, precision and files: what the flags ask for is what OpenVINO is given."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as op
+
+from sealserve.logs import make_log
+from sealserve.serving import flags
+from sealserve.serving.config import RuntimeConfig
+from sealserve.serving.runtimes.base import Model
+from sealserve.serving.runtimes.choice import ChoosingRuntime
+from sealserve.serving.runtimes.tuning import Tuner
+from tests.serving.conftest import question_of
+
+BASE = "--model_base_path=/models/m"
+
+
+def graph(width: int, *, convolution: bool = False) -> ov.Model:
+    shape = [-1, 3, 8, 8] if convolution else [-1, width]
+    x = op.parameter(shape, ov.Type.f32, name="x")
+    if convolution:
+        kernel = op.constant(np.ones((width, 3, 3, 3), "f4"))
+        y = op.convolution(x, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+    else:
+        y = op.matmul(x, op.constant(np.ones((width, width), "f4")), False, False)
+    return ov.Model([y], [x], "g")
+
+
+LARGE, SMALL = graph(1024), graph(8)
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "streams", "threads", "reason"),
+    [
+        (RuntimeConfig(), LARGE, 1, 4, "one inference at a time on all 4 cores"),
+        (RuntimeConfig(), graph(2, convolution=True), 1, 4, "one inference at a time"),
+        (RuntimeConfig(), SMALL, 4, 4, "small (256 bytes of weights"),
+        (RuntimeConfig(threads=2), SMALL, 2, 2, "threads set by flags; small"),
+        (RuntimeConfig(threads=3), LARGE, 1, 3, "threads set by flags; one inference"),
+        (RuntimeConfig(streams=2), LARGE, 2, 4, "set by flags, on 4 cores"),
+        (RuntimeConfig(streams=2), SMALL, 2, 4, "set by flags, on 4 cores"),
+        (RuntimeConfig(throughput=True, streams=1), LARGE, 1, 4, "set by flags"),
+        (RuntimeConfig(throughput=True), LARGE, None, 4, "batching asks for throughput"),
+    ],
+)
+def test_streams_and_threads_follow_the_cores_the_model_and_the_flags(
+    config: RuntimeConfig, model: ov.Model, streams: int | None, threads: int, reason: str
+) -> None:
+    tuner = Tuner(config, 4)
+    properties, why = tuner.properties(model)
+    assert properties["INFERENCE_NUM_THREADS"] == threads
+    assert properties.get("NUM_STREAMS") == streams
+    assert why.startswith(reason)
+    tuned = tuner.tuning(ov.Core().compile_model(model, "CPU", properties), why)
+    # OpenVINO may give fewer than it is asked for, where there are not so many cores.
+    assert 1 <= tuned.streams <= (streams or 4)
+    assert 1 <= tuned.threads <= threads
+    assert tuned.precision == "f32"
+
+
+def test_the_session_flags_reach_the_runtime() -> None:
+    given = flags.parse([BASE, "--tensorflow_intra_op_parallelism=3"]).runtime
+    assert (given.threads, given.streams) == (3, 0)
+    given = flags.parse([BASE, "--tensorflow_inter_op_parallelism=2"]).runtime
+    assert (given.threads, given.streams) == (0, 2)
+    given = flags.parse([BASE, "--tensorflow_session_parallelism=4"]).runtime
+    assert (given.threads, given.streams) == (4, 4)
+
+
+def load(path: Path, *argv: str) -> tuple[Model, list[dict[str, str]]]:
+    log = io.StringIO()
+    config = flags.parse([BASE, "--tensorflow_runtime=off", *argv]).runtime
+    model = ChoosingRuntime(config, make_log(log)).load(path)
+    return model, [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+def test_bfloat16_is_computed_only_when_asked_for(models: Path) -> None:
+    asked = question_of(models, "small")
+    wanted = asked.outputs["logits"]
+    errors = {}
+    for mixed in ("", "bfloat16"):
+        model, log = load(models / "small" / "1", f"--mixed_precision={mixed}")
+        precision = model.tuning["serving_default"].precision
+        answer = model.run("serving_default", asked.inputs, ["logits"])["logits"]
+        errors[precision] = float(np.abs(answer - wanted).max() / np.abs(wanted).max())
+        (told,) = (line for line in log if line["event"] == "signature")
+        assert f"at {precision}: " in told["tuning"]
+        model.close()
+    assert errors["f32"] < 1e-5
+    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert 1e-5 < errors["bf16"] < 0.05
+    else:
+        assert "the processor has no bfloat16" in told["tuning"]
+
+
+def test_a_lite_file_goes_first_only_when_preferred(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "affine" / "1", tmp_path / "1")
+    shutil.copy(models / "lite" / "1" / "model.tflite", tmp_path / "1")
+    saved, _ = load(tmp_path / "1")
+    assert set(saved.signatures) == {"serving_default", "pairs"}
+    lite, _ = load(tmp_path / "1", "--prefer_tflite_model")
+    (signature,) = lite.signatures
+    asked = question_of(models, "lite")
+    answer = lite.run(signature, asked.inputs, list(asked.outputs))
+    for key, array in asked.outputs.items():
+        np.testing.assert_allclose(answer[key], array, rtol=1e-5)
+    (tmp_path / "1" / "model.tflite").unlink()
+    fallen_back, _ = load(tmp_path / "1", "--prefer_tflite_model")
+    assert set(fallen_back.signatures) == {"serving_default", "pairs"}
+    for model in (saved, lite, fallen_back):
+        model.close()
