@@ -46,7 +46,9 @@ class Pair:
         return ssl.PEM_cert_to_DER_cert(self.certificate.decode())
 
 
-def make_pair(name: str, issuer: Pair | None = None, *, authority: bool = False) -> Pair:
+def make_pair(
+    name: str, issuer: Pair | None = None, *, authority: bool = False, expired: bool = False
+) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = issued_by = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     signing = key
@@ -63,7 +65,7 @@ def make_pair(name: str, issuer: Pair | None = None, *, authority: bool = False)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(minutes=-1 if expired else 24 * 60))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
     )
     if authority:
