@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fuzz import administration, keys, volumes
+from fuzz import administration, keys, provenance, volumes
 from fuzz.world import patched, world
 from sealserve.attestation import cbor, policy_file
 from sealserve.attestation.collateral import Collateral
@@ -413,4 +413,6 @@ TARGETS: dict[str, Target] = {
     "foreign-header": Target(volumes.foreign_header, volumes.foreign_header_seeds),
     "backup": Target(keys.backup, keys.backup_seeds, 8192),
     "audit-export": Target(administration.audit_export, administration.audit_export_seeds),
+    "model-signature": Target(provenance.signature, provenance.signature_seeds),
+    "trusted-signers": Target(provenance.trust, provenance.trust_seeds, 512),
 }

@@ -9,7 +9,8 @@ lock() {
 lock pyproject.toml -o requirements/client.txt
 lock pyproject.toml --extra serve --extra volume -o requirements/server.txt
 lock pyproject.toml --extra demo -o requirements/demo.txt
-lock pyproject.toml --extra demo --extra otel --extra pkcs11 --extra postgres --group dev -o requirements/dev.txt
+lock pyproject.toml --extra serve --extra volume --extra provenance -o requirements/provenance.txt
+lock pyproject.toml --extra demo --extra otel --extra pkcs11 --extra postgres --extra provenance --group dev -o requirements/dev.txt
 lock pyproject.toml --extra serve --extra tensorflow -o requirements/tensorflow.txt
 lock pyproject.toml --extra serve --extra quantize -o requirements/quantize.txt
 lock requirements/build.in -o requirements/build.txt

@@ -41,7 +41,10 @@ class Flow:
 
 @pytest.fixture(scope="package")
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
-    """Owner, broker and guest as in the demo, up to the point where clients may ask."""
+    """Owner, broker and guest as in the demo, up to the point where clients may ask.
+
+    The models are signed, which the demo does without: its packages are fewer.
+    """
     if not Path("/dev/fuse").exists():
         missing("/dev/fuse", "modprobe fuse, or pass the device to the container")
 
@@ -52,6 +55,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
     with Runner(directory, on_start=ignore, on_end=ignore) as runner:
         ports = story.Ports.free()
         story.make_models(runner)
-        story.seal_and_deposit(runner, ports)
+        runner.run("Owner: a key for models", "model", "keygen", "owner/signer")
+        story.seal_and_deposit(runner, ports, "--sign-models", "owner/signer/model-signer.key")
         story.serve_in_the_cloud(runner, ports)
         yield Flow(runner, ports)

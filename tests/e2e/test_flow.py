@@ -18,6 +18,7 @@ import skimage
 from sealserve.broker.directory import open_broker
 from sealserve.client import Anchor
 from sealserve.client.images import load_image
+from sealserve.provenance import Trust
 from tests.conftest import ROOT
 from tests.e2e.conftest import Flow
 
@@ -45,6 +46,18 @@ def test_the_trust_report_says_what_was_verified(flow: Flow) -> None:
     text = flow.run("trust", f"127.0.0.1:{flow.ports.grpc}", *flow.trust).stdout
     assert "SIMULATION" in text
     assert "resnet50-v15-fp32" in text
+
+
+def test_the_guest_checked_each_models_signature_because_the_record_says_so(flow: Flow) -> None:
+    record = flow.run("volume", "record", "show", "owner/models.record.json", "--json").result()
+    (signer,) = Trust.from_pem(record["provenance"]["signers"].encode()).names
+    lines = [
+        json.loads(line)
+        for line in (flow.directory / "logs/guest.log").read_text().splitlines()
+        if line.startswith("{")
+    ]
+    signed = {line["model"]: line["signer"] for line in lines if line["event"] == "model_signed"}
+    assert signed == {"efficientnet-lite0": signer, "resnet50-v15-fp32": signer}
 
 
 def test_tensorflows_own_stubs_get_tensorflows_own_numbers(

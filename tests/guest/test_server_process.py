@@ -31,6 +31,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "import os, signal, sys, time\n"
         "flags = dict(f.removeprefix('--').partition('=')[::2] for f in sys.argv[5:])\n"
         "if 'fail' in flags: sys.exit(4)\n"
+        "if 'model_provenance' in flags:\n"
+        "    open(flags['copy'] + '.signers', 'w').write(open(flags['model_provenance']).read())\n"
         "if 'stubborn' in flags: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "open(flags['copy'], 'w').write(open(flags['tls_identity_file']).read())\n"
         "os.write(int(flags['ready_fd']), b'{\"grpc\": 1, \"rest\": 2}\\n')\n"
@@ -60,6 +62,16 @@ def test_the_server_reads_its_identity_from_memory_and_sees_it_renewed(stand_in:
         assert _eventually(stand_in, "KEY 2\nCERTIFICATE 2\n")
     assert server.exit_status() == -signal.SIGTERM
     server.stop()
+
+
+def test_no_flag_of_the_operators_takes_the_place_of_the_owners_signers(stand_in: Path) -> None:
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    flags = (f"--copy={stand_in}", "--model_provenance=/dev/null")
+    with ServerProcess(Path("/mnt"), identity(b"x"), flags, signers=b"the owner's"):
+        assert stand_in.with_name("copy.signers").read_text() == "the owner's"
+    with ServerProcess(Path("/mnt"), identity(b"x"), flags):
+        assert stand_in.with_name("copy.signers").read_text() == ""
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 
 def test_a_server_that_does_not_start_is_reported(stand_in: Path) -> None:

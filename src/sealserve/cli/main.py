@@ -61,6 +61,7 @@ _EXTRA_OF = {
     "sqlalchemy": "broker",
     "alembic": "broker",
     "pkcs11": "pkcs11",
+    "model_signing": "provenance",
     "jinja2": "broker",
     "opentelemetry": "otel",
     "skimage": "demo",

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sealserve.cli import console
+from sealserve.cli.model_signature import keygen, sign, verify
 
 app = typer.Typer(
     help="Get models and make them servable, before they are sealed.", no_args_is_help=True
@@ -229,3 +230,8 @@ def check_model(
             where=str(version),
             hint="docs/model-directories.md says what can be",
         )
+
+
+app.command()(keygen)
+app.command()(sign)
+app.command()(verify)

@@ -164,14 +164,16 @@ def summary(record: VolumeRecord, signed: bytes) -> dict[str, Any]:
         "key_id": record.key_id,
         "record_digest": record_digest(signed).hex(),
         "models": [model.model_dump(mode="json") for model in record.models],
+        **({"signers": list(record.provenance.trust.names)} if record.provenance else {}),
     }
 
 
 def table(record: VolumeRecord, signed: bytes, signature: str) -> str:
     """The same for people, one line a field."""
     fields: dict[str, Any] = {"signature": signature, **summary(record, signed)}
-    models = fields.pop("models")
+    models, signers = fields.pop("models"), fields.pop("signers", [])
     fields["created"] = record.created
     lines = [f"{label.replace('_', ' '):14} {value}" for label, value in fields.items()]
     lines += [f"model          {m['name']} {m['version']} {m['digest']}" for m in models]
+    lines += [f"signed by      {signer}" for signer in signers]
     return "\n".join(lines)

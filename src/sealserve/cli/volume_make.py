@@ -24,6 +24,7 @@ from sealserve.cli.volume_common import (
 )
 
 if TYPE_CHECKING:
+    from sealserve.provenance import Trust
     from sealserve.volume.maker import Progress
 
 __all__ = [
@@ -64,6 +65,19 @@ Backup = Annotated[
     Path | None,
     typer.Option("--header-backup", help="Where a header backup goes, which a phrase opens."),
 ]
+_SignModels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Sign each model that is unsigned with this ECDSA key; guests then serve no other."
+    ),
+]
+_SignedBy = Annotated[
+    Path | None,
+    typer.Option(
+        help="Public keys and root certificates, PEM: each model must be signed by one of them, "
+        "now and whenever a guest loads it."
+    ),
+]
 Force = Annotated[bool, typer.Option(help="Replace files that are there.")]
 
 
@@ -84,6 +98,8 @@ def create(
     volume_version: Annotated[int, typer.Option(help="Counts up with each remake.", min=1)] = 1,
     size: Size = None,
     filesystem: Filesystem = "ext4",
+    sign_models: _SignModels = None,
+    signed_by: _SignedBy = None,
     header_backup: Backup = None,
     phrase_fd: PhraseFd = None,
     force: Force = False,
@@ -108,6 +124,7 @@ def create(
         raise InputError(
             "volume.size", "a writable volume is ext4 and needs a size", hint="--size MIB"
         )
+    signers = _signers(source if kind == "sealed" else None, sign_models, signed_by)
 
     def make(key: bytearray, progress: Progress) -> bytes:
         if kind == "writable":
@@ -117,7 +134,8 @@ def create(
             )  # fmt: skip
         return create_sealed(
             file, source or Path(), key=key, owner_key=signer, name=name, version=volume_version,
-            size=size and size << 20, filesystem=filesystem, force=force, progress=progress,
+            size=size and size << 20, filesystem=filesystem, signers=signers, force=force,
+            progress=progress,
         )  # fmt: skip
 
     deliver(
@@ -136,12 +154,17 @@ def rebuild(
     sealed_key: SealedKey,
     size: Size = None,
     filesystem: Filesystem = "ext4",
+    sign_models: _SignModels = None,
+    signed_by: _SignedBy = None,
     header_backup: Backup = None,
     phrase_fd: PhraseFd = None,
     force: Force = False,
     json: JsonFlag = False,
 ) -> None:
     """Seal the next version of a volume: the same name and owner, its version one higher.
+
+    What the previous record demands of the models' signatures is demanded again, unless
+    other signers are named.
 
     Example: sealserve volume rebuild models-2.seal --from seal/ --previous models.record
     --owner-key owner.key --record models-2.record --broker broker.json --sealed-key models-2.key
@@ -155,12 +178,15 @@ def rebuild(
     signer = load_owner_key(owner_key)
     before = open_record(read_limited(previous, MAX_RECORD_BYTES), signer.public_key())
     _ = before.tree  # a sealed one: a writable volume has no versions of its content
+    signers = _signers(source, sign_models, signed_by)
+    if signers is None and before.provenance is not None:
+        signers = before.provenance.trust
 
     def make(key: bytearray, progress: Progress) -> bytes:
         return create_sealed(
             file, source, key=key, owner_key=signer, name=before.name,
             version=before.version + 1, size=size and size << 20, filesystem=filesystem,
-            force=force, progress=progress,
+            signers=signers, force=force, progress=progress,
         )  # fmt: skip
 
     deliver(
@@ -284,6 +310,27 @@ def restore_header(
         as_json=json,
         text=f"{file} has the header that its record pins",
     )
+
+
+def _signers(source: Path | None, sign_models: Path | None, signed_by: Path | None) -> Trust | None:
+    """Sign the models of a source, if that is asked for; whose signatures they must carry."""
+    from sealserve.errors import InputError
+    from sealserve.provenance import SIGNATURE_NAME, Signing, Trust, load_trust, sign_model
+    from sealserve.volume.tree import find_models
+
+    if sign_models is None and signed_by is None:
+        return None
+    if source is None:
+        raise InputError("provenance.model_missing", "a writable volume has no models to be signed")
+    pem = load_trust(signed_by).pem if signed_by else b""
+    if sign_models is not None:
+        signing = Signing.load(sign_models)
+        for model in find_models(source):
+            place = source / "models" / model.name / str(model.version)
+            if not (place / SIGNATURE_NAME).exists():
+                sign_model(place, signing)
+        pem += signing.trust.pem
+    return Trust.from_pem(pem, where="--sign-models and --signed-by")
 
 
 def deliver(

@@ -157,8 +157,14 @@ def make_models(runner: Runner) -> None:
     )
 
 
-def seal_and_deposit(runner: Runner, ports: Ports) -> None:
-    """Owner and broker: the sealed volume, the policies, the deposited key."""
+def seal_and_deposit(runner: Runner, ports: Ports, *sealing: str) -> None:
+    """Owner and broker: the sealed volume, the policies, the deposited key.
+
+    Args:
+        runner: runs the commands.
+        ports: where the broker is to listen.
+        sealing: further options of ``volume create``.
+    """
     runner.run(
         "Simulation: make a platform, in Intel's place",
         "simulate", "platform", "platform",
@@ -171,7 +177,7 @@ def seal_and_deposit(runner: Runner, ports: Ports) -> None:
         "Owner: seal models and TLS files into one volume",
         "volume", "create", "cloud/models.seal", "--from", "owner/tree",
         "--owner-key", "owner/owner.key", "--name", "demo", "--record", "owner/models.record.json",
-        "--broker", "broker/broker.json", "--sealed-key", "owner/models.key.sealed",
+        "--broker", "broker/broker.json", "--sealed-key", "owner/models.key.sealed", *sealing,
     )  # fmt: skip
     start_td(runner, "reference", "Owner: boot the guest image once, for its measurements")
     runner.run(

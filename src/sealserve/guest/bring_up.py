@@ -34,6 +34,7 @@ from sealserve.guest.lease import LeaseKeeper
 from sealserve.guest.measure import guest_events, measure, require_unmeasured
 from sealserve.guest.server_process import ServerProcess
 from sealserve.hardening import forbid_core_dumps
+from sealserve.provenance import require_library
 from sealserve.stopping import StopSignals
 from sealserve.tdx.detect import Choice, find
 from sealserve.tdx.eventlog import encode_log
@@ -102,7 +103,8 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
         Refused: by the broker (its code), the volume's checks,
             ``guest.already_measured`` or ``guest.evidence_unsupported``; later
             ``guest.lease_revoked`` or ``guest.lease_ended``.
-        Unavailable: a device, peer or program is missing, or ``guest.server_died``.
+        Unavailable: a device, peer or program is missing, ``provenance.extra_missing``
+            where the volume's record demands signatures, or ``guest.server_died``.
     """
     forbid_core_dumps()
     found = find(config.provider, config.sysfs, allow_simulation=config.allow_simulation)
@@ -130,8 +132,10 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
             )
 
         loud = (f"--log_note={_SIMULATION}",) if td.simulated else ()
+        flags = (*config.serve_flags, *loud)
+        signers = record.provenance.trust.pem if record.provenance else None
         server = down.enter_context(
-            ServerProcess(mountpoint, new_identity(), (*config.serve_flags, *loud))
+            ServerProcess(mountpoint, new_identity(), flags, signers=signers)
         )
         log.info("serving", **server.ports)
         on_ready(server.ports)
@@ -158,6 +162,8 @@ def _open_volume(
     try:
         log.info("released", resource=config.resource, secret_version=released.secret_version)
         record = open_record(released.record, config.owner_public_key)
+        if record.provenance is not None:
+            require_library()  # the server needs it: better now than when all is open
         if config.full_check:
             with open_volume_file(config.volume) as file:
                 verify_file(file, record)

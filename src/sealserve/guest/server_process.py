@@ -34,19 +34,29 @@ class ServerProcess:
         ports: what the server listens on: ``{"grpc": 8500, "rest": 8501}``.
     """
 
-    def __init__(self, volume: Path, identity: TlsIdentity, flags: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        volume: Path,
+        identity: TlsIdentity,
+        flags: tuple[str, ...],
+        *,
+        signers: bytes | None = None,
+    ) -> None:
         """Start the server on a mounted volume and wait until it serves.
 
         Args:
             volume: where the sealed volume is mounted.
             identity: the attested TLS identity.
             flags: further TensorFlow Serving flags (``--port=8500``).
+            signers: whose signatures models must carry, PEM; none of ``flags`` overrides it.
 
         Raises:
             Unavailable: ``guest.server_failed``.
         """
         self._identity_fd = os.memfd_create("tls-identity")
         self.renew(identity)
+        signers_fd = os.memfd_create("signers")
+        os.write(signers_fd, signers or b"")
         ready_read, ready_write = os.pipe()
         command = [
             # The server must not outlive the guest that holds its volume open.
@@ -63,17 +73,20 @@ class ServerProcess:
             f"--tls_identity_file=/proc/self/fd/{self._identity_fd}",
             f"--ready_fd={ready_write}",
             *flags,
+            # Where a flag is repeated the last one counts.
+            *([f"--model_provenance=/proc/self/fd/{signers_fd}"] if signers else []),
         ]
         try:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                pass_fds=(self._identity_fd, ready_write),
+                pass_fds=(self._identity_fd, signers_fd, ready_write),
                 # A signal to the terminal's group is ours to pass on, in order.
                 start_new_session=True,
             )
         finally:
             os.close(ready_write)
+            os.close(signers_fd)
         try:
             self.ports = self._wait_until_ready(ready_read)
         except BaseException:

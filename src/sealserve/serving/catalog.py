@@ -44,6 +44,7 @@ from sealserve.serving.table import Entry, Table
 from sealserve.serving.versions import find_versions
 
 Prepare = Callable[[str, int, Path, Model], Model]
+Admit = Callable[[str, int, Path], None]
 
 __all__ = ["Catalog", "Handle", "ModelSpec", "Prepare", "State", "VersionStatus"]
 
@@ -55,7 +56,13 @@ _FINAL = frozenset(
         "differs", "inexact", "no_runtime", "no_signature", "precision", "runtime_cannot",
         "stateful", "tags_not_found",
     )
-)  # fmt: skip
+) | {
+    "provenance.content_differs",
+    "provenance.signature_invalid",
+    "provenance.signature_malformed",
+    "provenance.signature_missing",
+    "provenance.signer_unknown",
+}  # fmt: skip
 
 
 class Catalog(Table):
@@ -68,6 +75,7 @@ class Catalog(Table):
         log: Log,
         life: LifeConfig = LifeConfig(),  # noqa: B008 - frozen
         *,
+        admit: Admit | None = None,
         prepare: Prepare | None = None,
         metrics: Metrics | None = None,
     ) -> None:
@@ -78,10 +86,12 @@ class Catalog(Table):
             runtime: what loads it.
             log: where changes are told.
             life: how versions come and go.
+            admit: asked before a version is loaded; its error fails the load.
             prepare: gives what is to be served of a loaded version; its error fails the load.
             metrics: where loads are counted.
         """
         super().__init__()
+        self._admit = admit
         self._prepare = prepare
         self._metrics = metrics or Metrics()
         self._configs = {model.name: model for model in models}
@@ -264,6 +274,8 @@ class Catalog(Table):
         )
 
     def _load_now(self, name: str, version: int, path: Path) -> Model:
+        if self._admit is not None:
+            self._admit(name, version, path)
         model = self._runtime.load(path)
         if self._prepare is not None:
             try:

@@ -163,6 +163,7 @@ class ServerConfig:
         max_connection_age: seconds after which a connection is asked to end; 0: never.
         max_request_bytes: the largest request either front reads.
         access_file: who may do what; see `sealserve.serving.access`.
+        provenance_file: whose signatures models must carry; None: none is asked for.
         log_requests: log every request, not only those that fail.
         metrics_path: where REST shows metrics; None: nowhere.
         cors: answer browsers of other origins.
@@ -194,6 +195,7 @@ class ServerConfig:
     max_connection_age: float = 0.0
     max_request_bytes: int = 256 * 2**20
     access_file: Path | None = None
+    provenance_file: Path | None = None
     log_requests: bool = False
     metrics_path: str | None = None
     cors: bool = False

@@ -171,6 +171,12 @@ FLAGS: tuple[Flag, ...] = (
         "serve grpc.health.v1, which tells the truth; on by default, unlike the original",
     ),
     Flag("enable_reflection", False, "tell gRPC clients the services and messages", own=True),
+    Flag(
+        "model_provenance",
+        "",
+        "public keys and root certificates, PEM: a version that none of them signed is not served",
+        own=True,
+    ),
     Flag("access_file", "", "roles by client certificate, and API keys", own=True),
     Flag("log_requests", False, "log every request, not only those that fail", own=True),
     Flag(

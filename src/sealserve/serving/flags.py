@@ -73,6 +73,7 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         grpc_options=_channel_arguments(given.text("grpc_channel_arguments")),
         max_request_bytes=given.number("max_request_bytes", 1024, 2**31 - 1),
         access_file=given.path("access_file"),
+        provenance_file=given.path("model_provenance"),
         log_requests=given.switch("log_requests"),
         max_connection_age=given.number("max_connection_age_seconds"),
         metrics_path=read_metrics_path(given.path("monitoring_config_file")),

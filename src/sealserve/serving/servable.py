@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sealserve.errors import InternalError, SealserveError, Unavailable
 from sealserve.files import Stamp, stamp_of
+from sealserve.provenance import SIGNATURE_NAME
 from sealserve.serving.runtimes.base import Model
 from sealserve.serving.status import Status
 
@@ -90,7 +91,15 @@ class Servable:
 
 def stamps(path: Path) -> tuple[Stamp, ...]:
     """What changes when a version directory that was half copied is completed."""
-    files = ("saved_model.pb", "variables", "model.tflite", "model.onnx", "model.xml", "model.bin")
+    files = (
+        "saved_model.pb",
+        "variables",
+        "model.tflite",
+        "model.onnx",
+        "model.xml",
+        "model.bin",
+        SIGNATURE_NAME,
+    )
     places = (path, *(path / name for name in files))
     return tuple(stamp_of(place) for place in places)
 

@@ -24,6 +24,7 @@ from sealserve.errors import InputError
 from sealserve.hardening import forbid_core_dumps
 from sealserve.logs import Log, make_log
 from sealserve.serving.access import Gate
+from sealserve.serving.admission import Admission
 from sealserve.serving.batching.batched import Batching
 from sealserve.serving.calls import Calls
 from sealserve.serving.catalog import Catalog, Prepare
@@ -78,7 +79,7 @@ class Server:
         Raises:
             Refused: ``tls.no_identity``.
             InputError: a ``tls.*`` code, or ``flag.value``.
-            Unavailable: ``serve.port_unavailable``.
+            Unavailable: ``serve.port_unavailable``, ``provenance.extra_missing``.
         """
         self._check_ready_fd()
         for flag, reason in self._config.ignored:
@@ -87,12 +88,14 @@ class Server:
         demanded = tls is not None and tls.current().client_verify
         gate = Gate(self._config.access_file, self._log, certificates=demanded)
         metrics = Metrics()
+        admit = Admission(self._config.provenance_file, self._log).decide
         try:
             self._catalog = Catalog(
                 self._config.models,
                 ChoosingRuntime(self._config.runtime, self._log),
                 self._log,
                 self._config.life,
+                admit=admit,
                 prepare=self._prepare(metrics),
                 metrics=metrics,
             )

@@ -29,10 +29,12 @@ from pydantic import ValidationError
 
 from sealserve.errors import InputError, Unavailable
 from sealserve.files import sync_path
+from sealserve.provenance import Trust, verify_model
 from sealserve.volume.child import require_fuse
 from sealserve.volume.filling import SEGMENT_OFFSET, Arrangement, Inside, format_header
 from sealserve.volume.luks2 import Layout
 from sealserve.volume.process import Runner, find_tool, run
+from sealserve.volume.provenance import Provenance
 from sealserve.volume.record import (
     BLOCK_SIZE,
     KEY_SIZE,
@@ -80,6 +82,7 @@ def create_sealed(
     size: int | None = None,
     filesystem: Filesystem = "ext4",
     arrangement: Arrangement = _AS_IT_IS,
+    signers: Trust | None = None,
     force: bool = False,
     progress: Progress | None = None,
     runner: Runner = run,
@@ -97,6 +100,8 @@ def create_sealed(
         size: bytes for the filesystem, a multiple of 4096; chosen from the source if absent.
         filesystem: ``ext4``, or ``erofs``, which takes no more than it needs.
         arrangement: what goes elsewhere than it is in the source; for ext4.
+        signers: whose signature every model must carry: checked now, and demanded by
+            the record, so that a guest checks it again before it serves the model.
         force: replace a file that is there.
         progress: see `Progress`.
         runner: runs the system's programs.
@@ -108,11 +113,17 @@ def create_sealed(
         InputError: ``volume.exists``, ``volume.in_use``, ``volume.key_size``,
             ``volume.name``, ``volume.size``, ``volume.source_changed``, and what
             `sealserve.volume.tree.scan` and `find_models` refuse.
+        Refused: as `sealserve.provenance.verify.verify_model`.
         Unavailable: ``volume.unwritable``, ``volume.fuse_missing``, ``volume.tool_missing``,
             ``volume.tool_failed`` (also when the tree does not fit into ``size``).
     """
     check_target(path, key, force=force)
     tree = scan(source)
+    place = _before("models", arrangement)
+    models = find_models(source, place)
+    if signers is not None:
+        for model in models:
+            verify_model(source / place / model.name / str(model.version), signers)
     plan = Plan(
         name=name,
         version=version,
@@ -121,7 +132,8 @@ def create_sealed(
         kind="sealed",
         filesystem=filesystem,
         data_size=_checked_size(size, tree),
-        models=find_models(source, _before("models", arrangement)),
+        models=models,
+        provenance=Provenance.of(signers) if signers is not None else None,
     )
     return _make(path, plan, source, tree, key, owner_key, progress, runner, arrangement)
 
@@ -236,6 +248,7 @@ class Plan:
     data_size: int
     models: tuple[ModelEntry, ...]
     layout: Layout = _OUR_LAYOUT
+    provenance: Provenance | None = None
 
     @property
     def segment_end(self) -> int:
@@ -267,6 +280,7 @@ class Plan:
             filesystem=self.filesystem,
             key_id=self.key_id,
             models=self.models,
+            provenance=self.provenance,
         )
 
 

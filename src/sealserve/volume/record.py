@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sealserve.errors import InputError, Refused
+from sealserve.volume.provenance import Provenance
 from sealserve.wire.limits import MAX_RECORD_BYTES
 
 __all__ = [
@@ -146,6 +147,8 @@ class VolumeRecord(_Part):
         filesystem: type of the filesystem inside.
         key_id: `key_id_of` the key that opens the keyslot.
         models: sorted by name, then version.
+        provenance: whose signatures each model must carry to be served; not in the
+            document where nothing is demanded.
     """
 
     format: Literal["sealserve.volume-record.v2"] = _FORMAT
@@ -166,6 +169,7 @@ class VolumeRecord(_Part):
     filesystem: Filesystem = "ext4"
     key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     models: tuple[ModelEntry, ...] = ()
+    provenance: Provenance | None = None
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
@@ -175,7 +179,9 @@ class VolumeRecord(_Part):
             raise ValueError("the metadata leave no room for a keyslot")
         if (self.kind == "sealed") != (self.verity is not None):
             raise ValueError("a sealed volume has a verity tree, a writable one has none")
-        if self.kind == "writable" and (self.models or self.filesystem != "ext4"):
+        if self.kind == "writable" and (
+            self.models or self.provenance or self.filesystem != "ext4"
+        ):
             raise ValueError("a writable volume is ext4, and no record can vouch for its models")
         if self.verity and self.segment_end != self.verity.hash_offset:
             raise ValueError("the verity tree does not begin where the segment ends")
@@ -218,7 +224,10 @@ class VolumeRecord(_Part):
 
     def to_json(self) -> bytes:
         """The record's one encoding: canonical JSON, UTF-8."""
-        return _canonical(self.model_dump(mode="json"))
+        document = self.model_dump(mode="json")
+        if self.provenance is None:
+            del document["provenance"]
+        return _canonical(document)
 
 
 def tree_blocks(data_blocks: int) -> int:

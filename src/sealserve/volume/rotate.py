@@ -104,6 +104,7 @@ def _plan(record: VolumeRecord, size: int, new_key: bytes | bytearray) -> Plan:
         filesystem=record.filesystem,
         data_size=size,
         models=record.models,
+        provenance=record.provenance,
     )
 
 
