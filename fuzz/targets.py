@@ -26,7 +26,7 @@ from sealserve.attestation.ratls import check_certificate
 from sealserve.attestation.reference.documents import read_qe_identity, read_tcb_info
 from sealserve.attestation.reference.pck import SGX_EXTENSION, read_platform
 from sealserve.attestation.verified import differences
-from sealserve.broker import config as broker_config
+from sealserve.broker import config_file as broker_config
 from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.simulator.der import PckExtension
 from sealserve.simulator.pccs import answer
@@ -228,6 +228,16 @@ def _broker_config(data: bytes) -> None:
     found = broker_config.parse(data)
     _promised(broker_config.parse(broker_config.render(found)) == found)
     _promised(found.store.location.password is None)
+    for provider, settings in _KEKS:
+        chosen = broker_config.with_kek(found, provider, settings, where="fuzz")
+        revised = broker_config.revise(data, chosen)
+        _promised(revised is None or broker_config.parse(revised) == chosen)
+
+
+_KEKS = (
+    ("file", ["file=kek-2"]),
+    ("vault", ["vault_url=https://vault", "vault_key=k", "vault_token_file=t"]),
+)
 
 
 def _broker_config_seeds() -> list[bytes]:
@@ -240,6 +250,7 @@ def _broker_config_seeds() -> list[bytes]:
     return [
         *(f"store: {{url: '{url}'}}".encode() for url in urls),
         *map(broker_config.render, chosen),
+        b"kek:  # the key\n  provider: file  # for now\n  file: 'k'\nadmin:\n  two_person: []\n",
     ]
 
 

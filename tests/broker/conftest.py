@@ -21,7 +21,8 @@ from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.challenges import ChallengeTable
 from sealserve.broker.client import Released, request_release
 from sealserve.broker.collateral_file import CollateralFile
-from sealserve.broker.config import LimitsConfig, with_store
+from sealserve.broker.config import LimitsConfig
+from sealserve.broker.config_file import with_store
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker, create, open_broker
 from sealserve.broker.judge import Judge

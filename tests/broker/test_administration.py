@@ -16,7 +16,8 @@ import pytest
 from google.protobuf.message import Message
 
 from sealserve.broker.administration import OPERATIONS, Administration, Look, Operation
-from sealserve.broker.config import AdminConfig, BrokerConfig, render
+from sealserve.broker.config import AdminConfig, BrokerConfig
+from sealserve.broker.config_file import render
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker, create
 from sealserve.broker.principals import Caller, make_identity, person_of

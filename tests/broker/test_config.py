@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import sealserve.broker
-from sealserve.broker import config
+from sealserve.broker import config_file
 from sealserve.broker.config import BrokerConfig
 from sealserve.broker.directory import create, open_broker
 from sealserve.errors import InputError, Refused, Unavailable
@@ -18,24 +18,83 @@ from tests.broker.postgres import Postgres
 
 
 def test_the_written_file_is_the_defaults_commented_or_not() -> None:
-    written = config.render(BrokerConfig())
-    assert config.parse(written) == BrokerConfig()
+    written = config_file.render(BrokerConfig())
+    assert config_file.parse(written) == BrokerConfig()
     bare = re.sub(rb"^  # ([a-z_]+: .*)$", rb"  \1", written, flags=re.MULTILINE)
     assert b"\n  url:" in bare
-    assert config.parse(bare) == BrokerConfig()
+    assert config_file.parse(bare) == BrokerConfig()
 
 
 def test_a_choice_survives_the_written_file() -> None:
-    chosen = config.with_store("postgresql://u@/db?host=/run/postgresql", where="here")
-    assert config.parse(config.render(chosen)) == chosen
+    chosen = config_file.with_store("postgresql://u@/db?host=/run/postgresql", where="here")
+    assert config_file.parse(config_file.render(chosen)) == chosen
     assert chosen.store.shared
     assert not BrokerConfig().store.shared
 
 
+OWN = b"""# Ours. Ask Carol before you change anything.
+store:
+    url: "sqlite:///broker.db"   # moved in May
+
+kek:            # see the binder
+  # the first one; 'kek' is what the binder says
+  file: 'kek-1'
+
+  provider: file   # until the HSM is there
+
+admin:
+  two_person:
+    - destroy
+  # listen: "127.0.0.1:7001"
+"""
+
+
+def test_a_change_leaves_every_other_line_as_it_is() -> None:
+    settings = ["vault_url=https://v", "vault_key=k", "vault_token_file=/t", "timeout_seconds=7"]
+    chosen = config_file.with_kek(config_file.parse(OWN), "vault", settings, where="here")
+    revised = config_file.revise(OWN, chosen)
+    assert revised is not None
+    assert config_file.parse(revised) == chosen
+    added = [line for line in revised.splitlines() if line not in OWN.splitlines()]
+    assert added == [
+        b'  vault_url: "https://v"',
+        b'  vault_key: "k"',
+        b'  vault_token_file: "/t"',
+        b"  timeout_seconds: 7",
+        b'  # file: "kek"',
+        b'  provider: "vault"   # until the HSM is there',
+    ]
+    removed = [line for line in OWN.splitlines() if line not in revised.splitlines()]
+    assert removed == [b"  file: 'kek-1'", b"  provider: file   # until the HSM is there"]
+
+
+def test_a_change_takes_the_place_of_a_commented_default() -> None:
+    written = config_file.render(BrokerConfig())
+    chosen = config_file.with_kek(BrokerConfig(), "file", ["file=kek-2"], where="here")
+    assert config_file.revise(written, chosen) == config_file.render(chosen)
+    assert config_file.revise(config_file.render(chosen), BrokerConfig()) == written
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (b"", b'\nkek:\n  file: "kek-2"\n'),
+        (b"kek:", b'kek:\n  file: "kek-2"\n'),
+        (b"kek: {provider: file}", None),
+        (b"{}", None),
+        (b"kek:\n  file: >\n    kek-1", None),
+        (b'"kek":\n  file: a', None),
+    ],
+)
+def test_what_cannot_be_changed_by_lines_is_said_so(written: bytes, expected: bytes | None) -> None:
+    chosen = config_file.with_kek(BrokerConfig(), "file", ["file=kek-2"], where="here")
+    assert config_file.revise(written, chosen) == expected
+
+
 def test_without_a_file_or_with_an_empty_one_the_defaults_hold(tmp_path: Path) -> None:
-    assert config.load(tmp_path) == BrokerConfig()
+    assert config_file.load(tmp_path) == BrokerConfig()
     (tmp_path / "broker.yaml").write_bytes(b"# nothing\n")
-    assert config.load(tmp_path) == BrokerConfig()
+    assert config_file.load(tmp_path) == BrokerConfig()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +136,7 @@ def test_without_a_file_or_with_an_empty_one_the_defaults_hold(tmp_path: Path) -
 )  # fmt: skip
 def test_what_it_may_not_say_is_named(document: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        config.parse(document.encode(), where="broker.yaml")
+        config_file.parse(document.encode(), where="broker.yaml")
     assert caught.value.code == "broker.config_invalid"
     assert "broker.yaml" in str(caught.value.where)
 
@@ -92,7 +151,7 @@ def test_what_it_may_not_say_is_named(document: str, tmp_path: Path) -> None:
 )
 def test_a_password_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(Refused) as caught:
-        config.parse(f"store: {{url: '{url}'}}".encode())
+        config_file.parse(f"store: {{url: '{url}'}}".encode())
     assert caught.value.code == "broker.config_has_password"
     assert "PGPASSFILE" in caught.value.message
     assert "planted" not in str(caught.value)
@@ -109,7 +168,7 @@ def test_a_directory_opens_its_database(broker_root: Path, store_kind: str) -> N
 
 
 def test_a_database_holds_one_broker(postgres: Postgres, tmp_path: Path) -> None:
-    chosen = config.with_store(postgres.new_database(), where="here")
+    chosen = config_file.with_store(postgres.new_database(), where="here")
     create(tmp_path / "one", name="one", chosen=chosen)
     with pytest.raises(Refused) as caught:
         create(tmp_path / "two", name="two", chosen=chosen)
@@ -128,7 +187,7 @@ def test_a_lost_database_is_not_replaced_by_an_empty_one(broker_root: Path) -> N
 
 
 def test_a_server_that_is_not_there_is_said_so(tmp_path: Path) -> None:
-    chosen = config.with_store(f"postgresql:///broker?host={tmp_path}", where="here")
+    chosen = config_file.with_store(f"postgresql:///broker?host={tmp_path}", where="here")
     with pytest.raises(Unavailable) as caught:
         create(tmp_path / "broker", name="one", chosen=chosen)
     assert caught.value.code == "store.unavailable"
@@ -141,7 +200,7 @@ def test_without_the_driver_its_package_is_named(
     monkeypatch.delitem(sys.modules, "sealserve.broker.postgresql", raising=False)
     monkeypatch.delattr(sealserve.broker, "postgresql", raising=False)
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    chosen = config.with_store("postgresql:///broker?host=/run/postgresql", where="here")
+    chosen = config_file.with_store("postgresql:///broker?host=/run/postgresql", where="here")
     with pytest.raises(Unavailable) as caught:
         create(tmp_path / "broker", name="one", chosen=chosen)
     assert caught.value.code == "store.driver_missing"

@@ -14,7 +14,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from sealserve.broker.config import AdminConfig, BrokerConfig, render
+from sealserve.broker.config import AdminConfig, BrokerConfig
+from sealserve.broker.config_file import render
 from sealserve.broker.directory import open_broker
 from sealserve.broker.protocol import SERVICE
 from tests.broker.admin import Person

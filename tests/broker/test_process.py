@@ -23,7 +23,8 @@ import pytest
 from sealserve.address import Address
 from sealserve.broker.admin_client import AdminClient
 from sealserve.broker.client import Released, request_release, request_renewal
-from sealserve.broker.config import AdminConfig, BrokerConfig, render
+from sealserve.broker.config import AdminConfig, BrokerConfig
+from sealserve.broker.config_file import render
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import create, open_broker
 from sealserve.broker.identity import BrokerIdentity

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sealserve.broker import config
+from sealserve.broker import config_file
 from sealserve.broker import rekey as rekeying
+from sealserve.broker.config import BrokerConfig
+from sealserve.broker.config_file import CONFIG_FILE
 from sealserve.broker.deposit import seal_for
 from sealserve.broker.directory import Broker, create, open_broker
 from sealserve.broker.kek_provider import NEXT_CONFIG
@@ -95,6 +97,27 @@ def test_from_file_to_vault_to_hsm_to_file(
     assert told == [(each.before, each.after) for each in (first, second, third)]
     assert first.after == second.before
     assert not (kept / NEXT_CONFIG).exists()
+
+
+def test_an_operators_comments_stay(kept: Path, tmp_path: Path) -> None:
+    file = kept / CONFIG_FILE
+    file.write_text(file.read_text().replace("kek:", "kek:  # ask Carol"))
+    before = file.read_text().splitlines()
+    made = rekey(kept, "file")
+    after = file.read_text().splitlines()
+    assert [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]] == [
+        ('  # file: "kek"', f'  file: "{made.kek.file}"')
+    ]
+    assert made.old_config is None
+
+
+def test_a_file_that_has_to_be_written_anew_is_kept(kept: Path) -> None:
+    own = b"# ask Carol\nkek: {provider: file}\n"
+    (kept / CONFIG_FILE).write_bytes(own)
+    made = rekey(kept, "file")
+    assert made.old_config is not None
+    assert made.old_config.read_bytes() == own
+    assert _secret(kept) == SECRET
 
 
 def test_a_serving_broker_goes_on(world: World, vault: Vault, tmp_path: Path) -> None:
@@ -214,25 +237,25 @@ def test_kill_9_leaves_the_old_state_or_the_new(kept: Path, step: str, changed: 
 
 def test_a_broker_left_behind_wraps_nothing(kept: Path, platform: SimulatedPlatform) -> None:
     """A replica whose directory still names the old key, on a database that was rekeyed."""
-    old = (kept / config.CONFIG_FILE).read_bytes()
+    old = (kept / CONFIG_FILE).read_bytes()
     rekey(kept, "file")
-    new = (kept / config.CONFIG_FILE).read_bytes()
-    (kept / config.CONFIG_FILE).write_bytes(old)
+    new = (kept / CONFIG_FILE).read_bytes()
+    (kept / CONFIG_FILE).write_bytes(old)
     with pytest.raises(Refused) as caught:
         open_broker(kept)
     assert caught.value.code == "kek.unwrap_failed"
-    (kept / config.CONFIG_FILE).write_bytes(new)
+    (kept / CONFIG_FILE).write_bytes(new)
     with open_broker(kept) as broker:
         object.__setattr__(broker.kek, "_stamp", None)
-        (kept / config.CONFIG_FILE).write_bytes(old)
+        (kept / CONFIG_FILE).write_bytes(old)
         with pytest.raises(Unavailable) as stale:
             _put(broker, RESOURCE, b"x", platform)
         assert stale.value.code == "kek.changed"
 
 
 def test_a_new_broker_may_begin_with_vault(vault: Vault, tmp_path: Path) -> None:
-    chosen = config.with_kek(
-        config.BrokerConfig(), "vault", vault_settings(vault, tmp_path), where="--kek"
+    chosen = config_file.with_kek(
+        BrokerConfig(), "vault", vault_settings(vault, tmp_path), where="--kek"
     )
     root = tmp_path / "broker"
     create(root, name="acme", chosen=chosen)

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import func, select, update
 
-from sealserve.broker.config import LimitsConfig, with_store
+from sealserve.broker.config import LimitsConfig
+from sealserve.broker.config_file import with_store
 from sealserve.broker.limits import LocalLimits, SharedLimits
 from sealserve.broker.shared_challenges import SharedChallenges
 from sealserve.broker.store import Store

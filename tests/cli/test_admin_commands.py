@@ -17,7 +17,8 @@ from sealserve.address import Address
 from sealserve.attestation import policy_file
 from sealserve.attestation.policy import Policy, Release
 from sealserve.broker.admin_service import AdminServer
-from sealserve.broker.config import AdminConfig, BrokerConfig, render
+from sealserve.broker.config import AdminConfig, BrokerConfig
+from sealserve.broker.config_file import render
 from sealserve.broker.directory import open_broker
 from sealserve.logs import make_log
 from tests.cli.test_broker_commands import Owner, owner, refusal_of, result_of, sealserve

@@ -33,10 +33,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
-from sealserve.broker import audit, config
+from sealserve.broker import audit, config_file
 from sealserve.broker.audit import AuditLog
 from sealserve.broker.audit_chain import ChainHead
-from sealserve.broker.config import CONFIG_FILE, BrokerConfig, StoreConfig
+from sealserve.broker.config import BrokerConfig, StoreConfig
+from sealserve.broker.config_file import CONFIG_FILE
 from sealserve.broker.directory import open_without_kek, require_new_place
 from sealserve.broker.identity import BrokerIdentity
 from sealserve.broker.kek_provider import NEXT_CONFIG
@@ -174,7 +175,8 @@ def restore(
                 )
             _restore_database(scratch, chosen, identity, manifest, expect)
             (scratch / _MANIFEST).unlink()
-            write_atomically(scratch / CONFIG_FILE, config.render(chosen))
+            if store_url is not None:
+                _write_config(scratch / CONFIG_FILE, chosen)
             sync_path(scratch)
             scratch.rename(root)  # also over an empty directory
         sync_path(root.parent)
@@ -210,7 +212,7 @@ def _configuration(root: Path) -> bytes:
     if (root / NEXT_CONFIG).exists():
         raise _rekey_running(root)
     path = root / CONFIG_FILE
-    return path.read_bytes() if path.exists() else config.render(BrokerConfig())
+    return path.read_bytes() if path.exists() else config_file.render(BrokerConfig())
 
 
 def _rekey_running(root: Path) -> Refused:
@@ -306,10 +308,17 @@ def _unpack_one(archive: IO[bytes], name: str, limit: int, scratch: Path, file: 
 
 
 def _read_config(scratch: Path, store_url: str | None) -> BrokerConfig:
-    chosen = config.parse(read_limited(scratch / CONFIG_FILE, _LIMITS[CONFIG_FILE]))
+    chosen = config_file.parse(read_limited(scratch / CONFIG_FILE, _LIMITS[CONFIG_FILE]))
     if store_url is None:
         return chosen
-    return chosen.model_copy(update={"store": config.with_store(store_url, where="--store").store})
+    named = config_file.with_store(store_url, where="--store")
+    return chosen.model_copy(update={"store": named.store})
+
+
+def _write_config(path: Path, chosen: BrokerConfig) -> None:
+    """Put the choice into the operator's own file, or into a new one where that cannot be."""
+    revised = config_file.revise(read_limited(path, _LIMITS[CONFIG_FILE]), chosen)
+    write_atomically(path, revised or config_file.render(chosen))
 
 
 def _restore_database(

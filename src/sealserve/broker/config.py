@@ -2,7 +2,7 @@
 
 Rules this module keeps:
 
-* A field stands here once, with its default and its description; `render` writes
+* A field stands here once, with its default and its description; `config_file` writes
   the commented file from them. Without the file every default holds.
 * An unknown field, a wrong type and a value out of range are errors that name
   the field. No password stands in the file: one in a URL is refused.
@@ -10,28 +10,17 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-import inspect
-import ipaddress
-import json
-import textwrap
-import urllib.parse
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import sqlalchemy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from sqlalchemy.exc import ArgumentError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sealserve import strict_yaml
 from sealserve.address import Address
 from sealserve.broker.challenges import CAPACITY
-from sealserve.errors import InputError, Refused
-from sealserve.files import read_limited
-from sealserve.https import is_this_machine
+from sealserve.broker.endpoints import check_collector, check_database, check_vault
+from sealserve.errors import InputError
 
 __all__ = [
-    "CONFIG_FILE",
     "AdminConfig",
     "AuditConfig",
     "BrokerConfig",
@@ -41,28 +30,8 @@ __all__ = [
     "StoreConfig",
     "TelemetryConfig",
     "TwoPerson",
-    "load",
-    "parse",
-    "render",
-    "with_kek",
-    "with_store",
 ]
 
-CONFIG_FILE: Final = "broker.yaml"
-"""The file's name in the broker's directory."""
-
-_MAX_BYTES: Final = 64 * 1024
-_MAX_NODES: Final = 1024
-_WIDTH: Final = 98
-# Others could lead to another server than the URL names (hostaddr, service), or undo
-# what the broker sets (options).
-_PARAMETERS: Final = frozenset(
-    (
-        "host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile",
-        "target_session_attrs",
-    )
-)  # fmt: skip
-_VERIFIED: Final = ("verify-ca", "verify-full")
 
 TwoPerson = Literal["destroy", "loosen"]
 """What can be put under two people's control."""
@@ -115,16 +84,7 @@ class StoreConfig(_Section):
     @field_validator("url")
     @classmethod
     def _usable(cls, text: str) -> str:
-        try:
-            url = sqlalchemy.make_url(text)
-        except (ArgumentError, ValueError):
-            raise ValueError("is not a database URL") from None
-        if url.get_backend_name() == "sqlite":
-            _check_sqlite(url)
-        elif url.drivername == "postgresql":
-            _check_postgresql(url)
-        else:
-            raise ValueError("must begin with sqlite:/// or postgresql://")
+        check_database(text)
         return text
 
     @property
@@ -222,18 +182,8 @@ class KekConfig(_Section):
     @field_validator("vault_url")
     @classmethod
     def _reachable(cls, text: str) -> str:
-        if not text:
-            return text
-        try:
-            parts = urllib.parse.urlsplit(text)
-            invalid = parts.port == 0 or not parts.hostname or bool(parts.query or parts.fragment)
-        except ValueError:
-            raise ValueError("is not the address of a service") from None
-        if invalid or not text.isascii() or not text.isprintable() or " " in text or "@" in text:
-            raise ValueError("is not the address of a service")
-        here = is_this_machine(parts.hostname or "")
-        if parts.scheme != "https" and not (parts.scheme == "http" and here):
-            raise ValueError("must begin with https://, since Vault is another machine")
+        if text:
+            check_vault(text)
         return text
 
     @model_validator(mode="after")
@@ -292,7 +242,7 @@ class AdminConfig(_Section):
     def _address(cls, text: str) -> str:
         if text:
             try:
-                Address.parse(text, where=CONFIG_FILE)
+                Address.parse(text, where="broker.yaml")
             except InputError:
                 raise ValueError("must be HOST:PORT") from None
         return text
@@ -367,10 +317,7 @@ class TelemetryConfig(_Section):
     @field_validator("otlp_endpoint")
     @classmethod
     def _plaintext_stays_here(cls, text: str) -> str:
-        if text.startswith("http://"):
-            host = urllib.parse.urlsplit(text).hostname or ""
-            if not _is_local(host):
-                raise ValueError("must be https://, since the collector is another machine")
+        check_collector(text)
         return text
 
 
@@ -383,172 +330,3 @@ class BrokerConfig(_Section):
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
-
-
-def load(root: Path) -> BrokerConfig:
-    """Read a broker directory's file; the defaults if there is none.
-
-    Raises:
-        InputError: ``broker.config_invalid`` naming the field, ``file.too_large``.
-        Refused: ``broker.config_has_password``.
-        Unavailable: ``file.unreadable``.
-    """
-    path = root / CONFIG_FILE
-    if not path.exists():
-        return BrokerConfig()
-    return parse(read_limited(path, _MAX_BYTES), where=str(path))
-
-
-def parse(raw: bytes, *, where: str = CONFIG_FILE) -> BrokerConfig:
-    """Read the file's content.
-
-    Args:
-        raw: at most 64 KiB of YAML; sections and fields left out have their defaults.
-        where: the file's name, for errors.
-
-    Raises:
-        InputError: ``broker.config_invalid`` naming the field.
-        Refused: ``broker.config_has_password``.
-    """
-    if len(raw) > _MAX_BYTES:
-        raise _invalid(f"has more than {_MAX_BYTES} bytes", where)
-    try:
-        document = strict_yaml.read(raw, max_nodes=_MAX_NODES)
-    except strict_yaml.NotYaml as error:
-        raise _invalid(f"is not a YAML document: {error}", where) from None
-    if document is None:
-        document = {}
-    if not isinstance(document, dict):
-        raise _invalid("is no mapping of sections", where)
-    # A section whose every line is a comment is empty, and that means its defaults.
-    given = {name: {} if part is None else part for name, part in document.items()}
-    return _checked(given, where)
-
-
-def with_store(url: str, *, where: str) -> BrokerConfig:
-    """The defaults with this database.
-
-    Raises:
-        InputError: ``broker.config_invalid``.
-        Refused: ``broker.config_has_password``.
-    """
-    return _checked({"store": {"url": url}}, where)
-
-
-def with_kek(
-    config: BrokerConfig, provider: str, settings: Sequence[str], *, where: str
-) -> BrokerConfig:
-    """A configuration with another key-encryption key.
-
-    Args:
-        config: all that stays.
-        provider: such as ``"vault"``.
-        settings: ``NAME=VALUE`` for fields of the section ``kek``.
-        where: for errors.
-
-    Raises:
-        InputError: ``broker.config_invalid``.
-    """
-    given: dict[str, Any] = {"provider": provider}
-    for setting in settings:
-        name, separator, value = setting.partition("=")
-        if not separator or name in given:
-            raise _invalid("a setting is NAME=VALUE, each name once", where)
-        given[name] = int(value) if value.isascii() and value.isdecimal() else value
-    kept = config.model_dump(mode="json", exclude_defaults=True, exclude={"kek"})
-    return _checked({**kept, "kek": given}, where)
-
-
-def render(config: BrokerConfig) -> bytes:
-    """The file for `broker init` to write: what is set, and every default as a comment."""
-    lines = [
-        "# What this broker is told. A line that is a comment shows the default;",
-        "# remove the # to change it. The broker reads this file when it starts.",
-    ]
-    for name in type(config).model_fields:
-        section = getattr(config, name)
-        summary = inspect.cleandoc(type(section).__doc__ or "").partition("\n")[0]
-        lines += ["", f"# {summary}", f"{name}:"]
-        default = type(section)()
-        for key, part in type(section).model_fields.items():
-            value = getattr(section, key)
-            mark = "# " if value == getattr(default, key) else ""
-            lines += textwrap.wrap(
-                part.description or "", _WIDTH, initial_indent="  # ", subsequent_indent="  # ",
-                break_long_words=False, break_on_hyphens=False,
-            )  # fmt: skip
-            lines.append(f"  {mark}{key}: {json.dumps(_plain(value))}")
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _checked(given: dict[str, Any], where: str) -> BrokerConfig:
-    try:
-        return BrokerConfig.model_validate_json(json.dumps(given))
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise _explained(error, where) from None
-
-
-def _check_sqlite(url: sqlalchemy.URL) -> None:
-    name = url.database or ""
-    if (
-        url.drivername != "sqlite"
-        or url.query
-        or Path(name).name != name
-        or name in ("", ".", "..")
-    ):
-        raise ValueError("must be sqlite:///FILE, a file in the broker's directory")
-
-
-def _check_postgresql(url: sqlalchemy.URL) -> None:
-    if url.password is not None or {"password", "sslpassword"} & set(url.query):
-        raise ValueError(_PASSWORD)
-    unknown = sorted(set(url.query) - _PARAMETERS)
-    if unknown:
-        raise ValueError(
-            f"has the parameter {unknown[0]!r}; allowed: {', '.join(sorted(_PARAMETERS))}"
-        )
-    if not url.database:
-        raise ValueError("must name a database")
-    if url.query.get("sslmode") in _VERIFIED:
-        return
-    hosts = url.query.get("host", ())
-    for host in (hosts,) if isinstance(hosts, str) else hosts or (url.host or "/",):
-        if not _is_local(host):
-            raise ValueError("must have sslmode=verify-full, since the server is another machine")
-
-
-_PASSWORD: Final = "must not hold a password: give it by PGPASSFILE, or use peer authentication"  # noqa: S105
-
-
-def _is_local(host: str) -> bool:
-    if host.startswith("/") or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _explained(error: Exception, where: str) -> InputError | Refused:
-    if not isinstance(error, ValidationError):
-        return _invalid("holds a value that is none", where)
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    place = f"{where}: {field}" if field else where
-    message = first["msg"].removeprefix("Value error, ")
-    if message == _PASSWORD:
-        return Refused("broker.config_has_password", message, where=place)
-    return _invalid(message, place)
-
-
-def _invalid(message: str, where: str) -> InputError:
-    return InputError(
-        "broker.config_invalid",
-        message,
-        where=where,
-        hint="`sealserve broker init` writes a file with every field and its default",
-    )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 from sealserve.attestation import policy_file
 from sealserve.attestation.policy import Policy
 from sealserve.attestation.sealing import HpkeKey, generate_key
-from sealserve.broker import audit, config, secrets
+from sealserve.broker import audit, config_file, secrets
 from sealserve.broker.checkpoints import Signer
 from sealserve.broker.config import BrokerConfig, StoreConfig
 from sealserve.broker.deposit import open_deposit
@@ -332,7 +332,7 @@ def open_broker(root: Path) -> Broker:
     with ExitStack() as undo:
         undo.callback(store.close)
         settle(root, store)
-        kek = CurrentKek(root, config.load(root).kek, store)
+        kek = CurrentKek(root, config_file.load(root).kek, store)
         undo.callback(kek.close)
         broker = Broker(root, chosen, identity, kek, store)
         if (
@@ -367,7 +367,7 @@ def open_without_kek(root: Path) -> tuple[BrokerIdentity, BrokerConfig, Store]:
             where=str(root),
             hint="make one with `sealserve broker init DIR --name NAME`",
         )
-    chosen = config.load(root)
+    chosen = config_file.load(root)
     _require_database(root, chosen.store)
     return BrokerIdentity.load(root / _IDENTITY), chosen, Store.open(chosen.store, root)
 
@@ -386,7 +386,7 @@ def _require_database(root: Path, store: StoreConfig) -> None:
 def _fill(
     scratch: Path, identity: BrokerIdentity, chosen: BrokerConfig, private: Mapping[str, bytes]
 ) -> None:
-    write_atomically(scratch / config.CONFIG_FILE, config.render(chosen))
+    write_atomically(scratch / config_file.CONFIG_FILE, config_file.render(chosen))
     write_atomically(scratch / _IDENTITY, identity.to_json())
     kek = make_kek(chosen.kek, scratch)
     sync_path(scratch)

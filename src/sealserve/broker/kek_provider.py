@@ -15,8 +15,9 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from sealserve.broker import config as broker_config
-from sealserve.broker.config import CONFIG_FILE, KekConfig
+from sealserve.broker import config_file
+from sealserve.broker.config import KekConfig
+from sealserve.broker.config_file import CONFIG_FILE, MAX_CONFIG_BYTES
 from sealserve.broker.kek_file import FileKek
 from sealserve.broker.keys import DataKeyWrapper, Envelope, KeyEncryptionKey, prove
 from sealserve.broker.store import Store
@@ -27,8 +28,6 @@ __all__ = ["NEXT_CONFIG", "CurrentKek", "make_kek", "open_kek", "settle"]
 
 NEXT_CONFIG: Final = f"{CONFIG_FILE}.next"
 """The configuration that holds once `rekey` has committed."""
-
-_MAX_CONFIG_BYTES: Final = 64 * 1024
 
 
 def open_kek(config: KekConfig, root: Path) -> KeyEncryptionKey:
@@ -82,14 +81,14 @@ def settle(root: Path, store: Store) -> None:
     """Finish a `rekey` that committed and was then interrupted.
 
     Raises:
-        Unavailable, Refused, InputError: as `open_kek` and `config.parse`.
+        Unavailable, Refused, InputError: as `open_kek` and `config_file.parse`.
     """
     staged = root / NEXT_CONFIG
     if not staged.exists():
         return
     try:
-        raw = read_limited(staged, _MAX_CONFIG_BYTES)
-        kek = open_kek(broker_config.parse(raw, where=str(staged)).kek, root)
+        raw = read_limited(staged, MAX_CONFIG_BYTES)
+        kek = open_kek(config_file.parse(raw, where=str(staged)).kek, root)
     except Unavailable as error:
         if error.code == "file.unreadable":
             return  # `rekey` itself has just finished
@@ -160,7 +159,7 @@ class CurrentKek:
                 return True  # another thread did it
             settle(self._root, self._store)
             stamp = stamp_of(self._root / CONFIG_FILE)
-            config = broker_config.load(self._root).kek
+            config = config_file.load(self._root).kek
             self._stamp = stamp
             if config == self._config:
                 return False

@@ -9,6 +9,8 @@ Rules this module keeps:
 * Until the transaction is committed the old configuration holds, afterwards the
   new one (`kek_provider.settle`), whenever the process is killed.
 * The old key is not touched: backups made under it need it.
+* Of the operator's file the lines change that have to. Where that cannot be, the
+  file as it was stays beside the new one.
 """
 
 from __future__ import annotations
@@ -24,17 +26,19 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from sealserve.broker import audit, config
-from sealserve.broker.config import CONFIG_FILE, BrokerConfig, KekConfig
+from sealserve.broker import audit, config_file
+from sealserve.broker.config import BrokerConfig, KekConfig
+from sealserve.broker.config_file import CONFIG_FILE, MAX_CONFIG_BYTES
 from sealserve.broker.directory import Broker, open_broker
 from sealserve.broker.kek_provider import NEXT_CONFIG, make_kek
 from sealserve.broker.keys import KeyEncryptionKey, not_usable
 from sealserve.broker.tables import BrokerKeyRow, SecretRow
 from sealserve.errors import Refused, Unavailable
-from sealserve.files import sync_path, write_atomically
+from sealserve.files import read_limited, sync_path, write_atomically
 
 __all__ = ["Rekeyed", "rekey"]
 
+_OLD_CONFIG: Final = f"{CONFIG_FILE}.old"
 _ROUNDS: Final = 5
 
 _Row = BrokerKeyRow | SecretRow
@@ -51,12 +55,14 @@ class Rekeyed:
         after: the id of the key that holds now.
         values: how many values were wrapped anew.
         kek: the configuration of the new key.
+        old_config: where the operator's file is kept, if it had to be written anew.
     """
 
     before: str
     after: str
     values: int
     kek: KekConfig
+    old_config: Path | None = None
 
 
 def rekey(root: Path, provider: str, settings: Sequence[str] = ()) -> Rekeyed:
@@ -74,7 +80,10 @@ def rekey(root: Path, provider: str, settings: Sequence[str] = ()) -> Rekeyed:
         Unavailable: ``kek.*``, ``store.*``, ``file.unwritable``.
     """
     with open_broker(root) as broker:
-        chosen = _chosen(broker, provider, settings)
+        written = _written(root)
+        chosen = _chosen(root, config_file.parse(written), provider, settings)
+        revised = config_file.revise(written, chosen)
+        old = None if revised is not None else root / _OLD_CONFIG
         (root / NEXT_CONFIG).unlink(missing_ok=True)  # of a rekey that came to nothing
         made = root / chosen.kek.file if chosen.kek.provider == "file" else None
         new = make_kek(chosen.kek, root)
@@ -82,13 +91,17 @@ def rekey(root: Path, provider: str, settings: Sequence[str] = ()) -> Rekeyed:
             before = broker.kek.id
             if new.id == before:
                 raise Refused("kek.same_key", "this is the key that the broker has already")
-            write_atomically(root / NEXT_CONFIG, config.render(chosen))
+            if old is not None:
+                write_atomically(old, written)
+            write_atomically(root / NEXT_CONFIG, revised or config_file.render(chosen))
             values = _rewrap(broker, before, new)
         except BaseException:
             # If the database does not say which key holds, both have to stay.
             with suppress(Unavailable):
                 if broker.store.kek_id() != new.id:
                     (root / NEXT_CONFIG).unlink(missing_ok=True)
+                    if old is not None:
+                        old.unlink(missing_ok=True)
                     if made is not None:
                         made.unlink()
             raise
@@ -96,19 +109,24 @@ def rekey(root: Path, provider: str, settings: Sequence[str] = ()) -> Rekeyed:
             new.close()
         (root / NEXT_CONFIG).replace(root / CONFIG_FILE)
         sync_path(root)
-    return Rekeyed(before, new.id, values, chosen.kek)
+    return Rekeyed(before, new.id, values, chosen.kek, old)
 
 
-def _chosen(broker: Broker, provider: str, settings: Sequence[str]) -> BrokerConfig:
+def _written(root: Path) -> bytes:
+    """What stands in the file now, not what was true when the broker was opened."""
+    path = root / CONFIG_FILE
+    return read_limited(path, MAX_CONFIG_BYTES) if path.exists() else b""
+
+
+def _chosen(root: Path, now: BrokerConfig, provider: str, settings: Sequence[str]) -> BrokerConfig:
     if provider == "file" and not settings:
         settings = (f"file=kek-{secrets.token_hex(4)}",)
-    # Read anew: what stands in the file, not what was true when the broker was opened.
-    chosen = config.with_kek(config.load(broker.root), provider, settings, where="--kek")
-    if chosen.kek.provider == "file" and (broker.root / chosen.kek.file).exists():
+    chosen = config_file.with_kek(now, provider, settings, where="--kek")
+    if chosen.kek.provider == "file" and (root / chosen.kek.file).exists():
         raise Refused(
             "kek.file_exists",
             "there is a file of this name already",
-            where=str(broker.root / chosen.kek.file),
+            where=str(root / chosen.kek.file),
             hint="name another with --kek-set file=NAME; old keys are kept for old backups",
         )
     return chosen

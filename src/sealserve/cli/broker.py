@@ -76,7 +76,7 @@ def init(
 
     Example: sealserve broker init /var/lib/sealserve/broker --name acme --host broker.example.com
     """
-    from sealserve.broker.config import with_kek, with_store
+    from sealserve.broker.config_file import with_kek, with_store
     from sealserve.broker.directory import create
 
     chosen = with_store(store, where="--store")
@@ -121,6 +121,7 @@ def rekey(
 
     done = run(directory, kek, kek_set or [])
     place = directory / done.kek.file if done.kek.provider == "file" else done.kek.provider
+    anew = f"\n  broker.yaml was written anew; yours is kept in {done.old_config}"
     emit(
         {
             "kek_before": done.before,
@@ -128,10 +129,12 @@ def rekey(
             "values": done.values,
             "provider": done.kek.provider,
             "file": done.kek.file if done.kek.provider == "file" else None,
+            "old_config": str(done.old_config) if done.old_config else None,
         },
         as_json=json,
         text=f"{done.values} values are wrapped under {done.after} now ({place})\n"
-        f"  keep the old key, {done.before}, as long as you keep backups made under it",
+        f"  keep the old key, {done.before}, as long as you keep backups made under it"
+        + (anew if done.old_config else ""),
     )
 
 
