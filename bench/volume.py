@@ -4,7 +4,12 @@ The fuse driver with 4096-byte sectors: the engine alone, mounted sealed (verifi
 read) and mounted writable; the raw file, OpenSSL's own XTS over 4096-byte sectors and
 qemu-storage-daemon's LUKS export, all in one run. Each figure is the median of the
 rounds, caches dropped before every read; each write ends with fsync. A figure with a
-bar says whether it is met. On a machine that is busy the figures mean little.
+bar says whether it is met.
+
+Ours and qemu-storage-daemon's are measured alike: ext4 on a loop device with direct I/O on
+one FUSE file, the image in the page cache as far as it was read since it was dropped. Random
+reads are taken in turn, a round of each, all of them mounted. On a machine that is busy the
+speeds mean little, and only the ratios something.
 
 Needs root (loop devices).
 
@@ -27,7 +32,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 
 from bench import qemu_export
@@ -45,6 +52,8 @@ from sealserve.volume.record import BLOCK_SIZE, VolumeRecord, open_record
 CHUNK = 1 << 20
 IOPS_SECONDS = 2.0
 IOPS_DEPTH = 8
+RIVAL = "qemu-storage-daemon"
+WRITE, READ, RANDOM = "mounted write", "mounted read", "4 KiB random reads"
 
 
 @dataclass(frozen=True)
@@ -110,17 +119,19 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where the volumes are made")
     options = parser.parse_args()
     logs.configure()
-    with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
+    with tempfile.TemporaryDirectory(dir=options.directory) as scratch, ExitStack() as mounts:
         bench = Bench(Path(scratch), options.mib, options.rounds)
         bounds(bench)
-        sealed(bench)
-        writable(bench)
-        rival(bench)
+        shown = [sealed(bench, mounts), writable(bench, mounts), rival(bench, mounts)]
+        random_reads(bench, [each for each in shown if each])
+        memory(bench)
+        if shown[-1]:
+            compare(bench)
     if options.json:
         print(json.dumps([asdict(figure) for figure in bench.figures], indent=2))
         return
     for figure in bench.figures:
-        print(f"{figure.name:52} {figure.value:10.6g} {figure.unit:6} {figure.verdict}")
+        print(f"{figure.name:60} {figure.value:10.6g} {figure.unit:6} {figure.verdict}")
 
 
 def bounds(bench: Bench) -> None:
@@ -141,7 +152,16 @@ def bounds(bench: Bench) -> None:
     bench.speed("our AES-256-XTS, in memory", decrypt)
 
 
-def sealed(bench: Bench) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """A mounted volume: a file in it, and the file that it stands on."""
+
+    name: str
+    target: Path
+    below: Path
+
+
+def sealed(bench: Bench, mounts: ExitStack) -> Shown:
     """The default kind of volume: every read is verified."""
     source, path = bench.place / "source", bench.place / "sealed.vol"
     source.mkdir()
@@ -150,6 +170,7 @@ def sealed(bench: Bench) -> None:
     raw = create_sealed(path, source, key=bench.key, owner_key=bench.owner, name="bench")
     made = bench.size / (time.perf_counter() - started) / 1e6
     bench.add("sealed: make (format, fill, hash, fsync)", made, "MB/s")
+    (source / "weights").unlink()
     record = open_record(raw, bench.owner.public_key())
     with path.open("rb") as file:
         descriptor = file.fileno()
@@ -164,79 +185,101 @@ def sealed(bench: Bench) -> None:
         view.close()
 
     def mount() -> Mount:
-        return mount_sealed(path, record, bench.key, bench.place / "mnt", driver="fuse")
+        return mount_sealed(path, record, bench.key, bench.place / "sealed", driver="fuse")
 
-    bench.add("sealed: mount", median_time(bench, mount, path), "s", 1, at_most=True)
-    with mount() as mounted:
-        target = mounted.mountpoint / "weights"
-        bench.speed(
-            "sealed: mounted read, verified", lambda: read_file(target), target, path, bar=300
-        )
-        bench.add("sealed: 4 KiB random reads, mounted", iops(target, path), "IOPS", 10_000)
-        limit = 80 + 8 * bench.mib / 1024
-        bench.add("sealed: memory of the daemon", daemon_memory(), "MB", limit, at_most=True)
     bomb(bench, path, record)
-    path.unlink()
-    (source / "weights").unlink()
+    bench.add("sealed: mount", median_time(bench, mount, path), "s", 1, at_most=True)
+    target = mounts.enter_context(mount()).mountpoint / "weights"
+    bench.speed(f"sealed: {READ}", lambda: read_file(target), target, path, bar=300)
+    return Shown("sealed", target, path)
 
 
 def bomb(bench: Bench, path: Path, record: VolumeRecord) -> None:
     """How long a header with an endless key derivation occupies us."""
-    with path.open("r+b") as file:
-        hostile = CRAFTED["argon2 bomb"](file.read(record.header.size))
-        file.seek(0)
-        file.write(hostile)
 
     def refuse() -> float:
         started = time.perf_counter()
         try:
-            mount_sealed(path, record, bench.key, bench.place / "mnt", driver="fuse")
+            mount_sealed(path, record, bench.key, bench.place / "sealed", driver="fuse")
         except Refused:
             return time.perf_counter() - started
         raise AssertionError("it was mounted")
 
-    elapsed = statistics.median(refuse() for _ in range(bench.rounds))
+    with path.open("r+b", buffering=0) as file:
+        honest = file.read(record.header.size)
+        os.pwrite(file.fileno(), CRAFTED["argon2 bomb"](honest), 0)
+        elapsed = statistics.median(refuse() for _ in range(bench.rounds))
+        os.pwrite(file.fileno(), honest, 0)
     bench.add("sealed: refuse a header with a KDF bomb", elapsed, "s", 0.2, at_most=True)
 
 
-def writable(bench: Bench) -> None:
+def writable(bench: Bench, mounts: ExitStack) -> Shown:
     """State: read and written, without a tree."""
     path = bench.place / "writable.vol"
-    raw = create_writable(
-        path, size=bench.size + (64 << 20), key=bench.key, owner_key=bench.owner, name="bench"
-    )
-    record = open_record(raw, bench.owner.public_key())
 
-    def mount() -> Mount:
-        arguments = (path, record, bench.key, bench.place / "mnt")
-        return mount_writable(*arguments, driver="fuse", development=True)
+    def make() -> VolumeRecord:
+        size = bench.size + (64 << 20)
+        raw = create_writable(
+            path, size=size, key=bench.key, owner_key=bench.owner, name="bench", force=True
+        )
+        return open_record(raw, bench.owner.public_key())
 
-    bench.add("writable: mount", median_time(bench, mount, path), "s", 1, at_most=True)
-    with mount() as mounted:
-        target = mounted.mountpoint / "weights"
-        bench.speed("writable: mounted write", lambda: write_file(target, bench.size), bar=350)
-        bench.speed("writable: mounted read", lambda: read_file(target), target, path, bar=500)
-        bench.add("writable: 4 KiB random reads, mounted", iops(target, path), "IOPS", 10_000)
-        bench.add("writable: memory of the daemon", daemon_memory(), "MB", 80, at_most=True)
+    record = make()
     with path.open("r+b") as file:
         view = WritableView.of_record(file.fileno(), record, bench.key)
         bench.speed("writable: engine write", lambda: write_view(view, bench.size))
         bench.speed("writable: engine read", lambda: read_view(view), path, bar=1000)
         view.close()
-    path.unlink()
+    record = make()  # what was written over the first one is no filesystem
+
+    def mount() -> Mount:
+        arguments = (path, record, bench.key, bench.place / "writable")
+        return mount_writable(*arguments, driver="fuse", development=True)
+
+    bench.add("writable: mount", median_time(bench, mount, path), "s", 1, at_most=True)
+    target = mounts.enter_context(mount()).mountpoint / "weights"
+    bench.speed(f"writable: {WRITE}", lambda: write_file(target, bench.size), bar=350)
+    bench.speed(f"writable: {READ}", lambda: read_file(target), target, path, bar=500)
+    return Shown("writable", target, path)
 
 
-def rival(bench: Bench) -> None:
+def rival(bench: Bench, mounts: ExitStack) -> Shown | None:
     """The same through qemu-storage-daemon."""
     if reason := qemu_export.why_not():
         print(f"not compared with qemu-storage-daemon: {reason}", file=sys.stderr)
-        return
-    with qemu_export.mounted(bench.place, bench.key, bench.mib) as mountpoint:
-        target = mountpoint / "weights"
-        bench.speed("qemu-storage-daemon: write", lambda: write_file(target, bench.size))
-        image = bench.place / qemu_export.IMAGE
-        bench.speed("qemu-storage-daemon: read", lambda: read_file(target), target, image)
-        bench.add("qemu-storage-daemon: 4 KiB random reads", iops(target, image), "IOPS")
+        return None
+    mountpoint = mounts.enter_context(qemu_export.mounted(bench.place, bench.key, bench.mib))
+    target, image = mountpoint / "weights", bench.place / qemu_export.IMAGE
+    bench.speed(f"{RIVAL}: {WRITE}", lambda: write_file(target, bench.size))
+    bench.speed(f"{RIVAL}: {READ}", lambda: read_file(target), target, image)
+    return Shown(RIVAL, target, image)
+
+
+def random_reads(bench: Bench, shown: list[Shown]) -> None:
+    """4 KiB at a time, in turn."""
+    found: dict[str, list[float]] = {each.name: [] for each in shown}
+    for _ in range(bench.rounds):
+        for each in shown:
+            found[each.name].append(iops(each.target, each.below))
+    for name, values in found.items():
+        bar = None if name == RIVAL else 10_000
+        bench.add(f"{name}: {RANDOM}", statistics.median(values), "IOPS", bar)
+
+
+def memory(bench: Bench) -> None:
+    """The most that the serving processes had, after all of it."""
+    limit = 80 + 8 * bench.mib / 1024
+    bench.add("sealed: memory of the daemon", daemon_memory("read"), "MB", limit, at_most=True)
+    bench.add("writable: memory of the daemon", daemon_memory("write"), "MB", 80, at_most=True)
+
+
+def compare(bench: Bench) -> None:
+    """Ours in parts of the rival's."""
+    values = {figure.name: figure.value for figure in bench.figures}
+    for kind, work in product(("sealed", "writable"), (WRITE, READ, RANDOM)):
+        if (ours := values.get(f"{kind}: {work}")) is not None:
+            ratio = ours / values[f"{RIVAL}: {work}"]
+            bench.add(f"{kind}, against {RIVAL}: {work}", ratio, "times", 1)
 
 
 def drop_caches(*paths: Path) -> None:
@@ -320,11 +363,12 @@ def median_time(bench: Bench, mount: Callable[[], Mount], path: Path) -> float:
     return statistics.median(once() for _ in range(bench.rounds))
 
 
-def daemon_memory() -> float:
-    """The most that the FUSE process had in memory, in MB."""
+def daemon_memory(mode: str) -> float:
+    """The most that the FUSE process of that mode had in memory, in MB."""
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     for pid in children:
-        if b"sealserve.volume.fuse" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"sealserve.volume.fuse" in command and mode.encode() in command:
             found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
             assert found
             return int(found[1]) * 1024 / 1e6

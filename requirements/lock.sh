@@ -7,7 +7,7 @@ lock() {
         --no-emit-index-url --no-emit-find-links --no-header "$@"
 }
 lock pyproject.toml -o requirements/client.txt
-lock pyproject.toml --extra serve --extra volume -o requirements/server.txt
+lock pyproject.toml --extra serve -o requirements/server.txt
 lock pyproject.toml --extra demo -o requirements/demo.txt
 lock pyproject.toml --extra serve --extra volume --extra provenance -o requirements/provenance.txt
 lock pyproject.toml --extra demo --extra otel --extra pkcs11 --extra postgres --extra provenance --group dev -o requirements/dev.txt

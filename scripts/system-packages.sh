@@ -14,7 +14,7 @@ cryptsetup             cryptsetup-bin   formats the LUKS2 volume
 veritysetup            cryptsetup-bin   makes the dm-verity tree
 mkfs.ext4              e2fsprogs        fills the volume with a file system
 fusermount3            fuse3            mounts the volume in user space
-libfuse3.so.3          libfuse3-3       the library below it
+libfuse3.so.3          libfuse3-3       shows a simulated TD
 fuse2fs                fuse2fs          opens the file system without root
 mkfs.erofs             erofs-utils      fills a volume that is read-only by nature
 libcrypto.so.3         libssl3          AES-XTS at full speed

@@ -57,7 +57,7 @@ _EXTRA_OF = {
     "uvicorn": "serve",
     "orjson": "serve",
     "prometheus_client": "serve",
-    "mfusepy": "volume",
+    "mfusepy": "simulate",
     "sqlalchemy": "broker",
     "alembic": "broker",
     "pkcs11": "pkcs11",

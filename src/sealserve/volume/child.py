@@ -159,7 +159,6 @@ class FuseChild:
                 pass_fds=inherited,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "FUSE_LIBRARY_NAME": "fuse3"},
                 # Ctrl-C goes to the whole process group; the order in which
                 # things close is the parent's to decide.
                 start_new_session=True,

@@ -128,15 +128,17 @@ class _Evp:
     def _crypt(self, buffer: bytearray, offset: int, direction: int) -> None:
         size, length = self._sector_size, len(buffer)
         _require_whole_sectors(offset, length, size)
+        if length == 0:
+            return
         # Bound to locals: this loop runs for every 4 KiB that is read.
         initialise, update = self._library.EVP_CipherInit_ex, self._library.EVP_CipherUpdate
         tweak, written = ctypes.byref(self._tweak), ctypes.byref(self._written)
-        memory = (ctypes.c_char * length).from_buffer(buffer)
+        memory = ctypes.c_char.from_buffer(buffer)  # keeps the buffer where it is
         start = ctypes.addressof(memory)
-        sector = ctypes.c_void_p()
+        sector, step = ctypes.c_void_p(), size // _TWEAK_UNIT
         with self._lock:
-            context, number = self._contexts[direction], ctypes.c_uint64.from_buffer(self._tweak)
-            number.value, step = offset // _TWEAK_UNIT, size // _TWEAK_UNIT
+            context, number = self._contexts[direction], self._tweak
+            number[0] = offset // _TWEAK_UNIT
             for at in range(start, start + length, size):
                 sector.value = at
                 if (
@@ -144,7 +146,7 @@ class _Evp:
                     or update(context, sector, written, sector, size) != 1
                 ):
                     raise InternalError("volume.cipher_failed", "OpenSSL failed on a sector")
-                number.value += step
+                number[0] += step
 
 
 class _Portable:

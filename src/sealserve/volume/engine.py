@@ -13,6 +13,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -216,6 +217,10 @@ class SealedView:
         self._cipher.decrypt(buffer, begin)
         return _part(buffer, offset - begin, size)
 
+    def prepare(self, offset: int, size: int) -> None:
+        """Let the system fetch the file's bytes there, without waiting for them."""
+        _fetch(self._descriptor, self._start + offset, size)
+
     def close(self) -> None:
         """Forget the key."""
         self._cipher.close()
@@ -256,7 +261,11 @@ class PlainView:
         self._cipher.decrypt(buffer, begin)
         return _part(buffer, offset - begin, size)
 
-    def pwrite(self, offset: int, data: bytes) -> int:
+    def prepare(self, offset: int, size: int) -> None:
+        """As `SealedView.prepare`."""
+        _fetch(self._descriptor, self._start + offset, size)
+
+    def pwrite(self, offset: int, data: bytes | memoryview) -> int:
         """Write ``data`` at ``offset``; returns its length.
 
         Raises:
@@ -360,6 +369,11 @@ def _unlocked_cipher(header: Header, area: bytearray, key: bytes | bytearray) ->
 
 def _whole_blocks(offset: int, size: int, unit: int = BLOCK_SIZE) -> tuple[int, int]:
     return offset // unit * unit, -(-(offset + size) // unit) * unit
+
+
+def _fetch(descriptor: int, offset: int, size: int) -> None:
+    with contextlib.suppress(OSError):  # a hint: the read itself says what is wrong
+        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def _part(buffer: bytearray, begin: int, size: int) -> bytearray:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -91,6 +91,7 @@ def run(
     timeout: float = 60,
     accept: Sequence[int] = (0,),
     stdout: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> str:
     """Run a program to its end.
 
@@ -100,6 +101,7 @@ def run(
         timeout: seconds until it is killed.
         accept: exit statuses that are no failure.
         stdout: a descriptor that gets its stdout, where that is a secret.
+        environment: what it finds there beside the path and the locale.
 
     Returns:
         Its stdout; nothing if that went elsewhere.
@@ -118,7 +120,7 @@ def run(
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={"PATH": _SYSTEM_PATH, "LC_ALL": "C"},
+            env={"PATH": _SYSTEM_PATH, "LC_ALL": "C", **(environment or {})},
             check=False,
         )
     except subprocess.TimeoutExpired:
