@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sealserve.volume.fuse_protocol import Denied, FileServer, mount
+from sealserve.errors import Unavailable
+from sealserve.volume.fuse_protocol import Denied, FileServer, _mount_as_user, mount
 from tests.volume.conftest import need_tools, tool
 
 CONTENT = os.urandom(3 << 20)
@@ -270,6 +271,44 @@ def test_the_kernel_writes_and_flushes(mounted: Callable[[bool], Path], memory: 
         with pytest.raises(OSError, match=os.strerror(errno.EPERM)):
             stream.truncate(4096)
     assert not memory.failures
+
+
+def test_fusermount3_hands_over_the_same(tmp_path: Path, memory: Memory) -> None:
+    """As everybody but root mounts."""
+    need_tools()
+    descriptor = _mount_as_user(tmp_path, True)
+    try:
+        os.set_blocking(descriptor, False)
+        assert not os.get_inheritable(descriptor)
+        (line,) = [
+            line
+            for line in Path("/proc/self/mounts").read_text().splitlines()
+            if str(tmp_path) in line
+        ]
+        source, _, kind, options = line.split()[:4]
+        assert (source, kind) == ("sealserve", "fuse")
+        assert {"ro", "nosuid", "nodev", "noexec"} <= set(options.split(","))
+        stop, server = os.eventfd(0), FileServer(descriptor, "volume", memory)
+        thread = threading.Thread(target=server.serve, args=(stop,))
+        thread.start()
+        with (tmp_path / "volume").open("rb", buffering=0) as stream:
+            assert stream.read(4096) == CONTENT[:4096]
+    finally:
+        tool("fusermount3", "-u", str(tmp_path))
+    thread.join(10)
+    assert not thread.is_alive()
+    os.close(descriptor)
+    os.close(stop)
+
+
+def test_what_cannot_be_mounted_on_is_said(tmp_path: Path) -> None:
+    need_tools()
+    if os.geteuid() == 0:
+        with pytest.raises(Unavailable) as raised:
+            mount(tmp_path / "missing", read_only=True)
+        assert raised.value.code == "volume.fuse_failed"
+    with pytest.raises(Unavailable, match="fusermount3 ended with status 1"):
+        _mount_as_user(tmp_path / "missing", True)
 
 
 def test_when_its_server_ends_the_filesystem_is_dead(tmp_path: Path) -> None:
