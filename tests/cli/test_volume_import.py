@@ -12,7 +12,7 @@ from sealserve.volume.record import peek_record
 from tests.cli.test_volume import Made, _key_the_broker_gets, made
 from tests.cli.test_volume_make import results, run
 from tests.volume.conftest import KEY
-from tests.volume.foreign import PASSPHRASE, encrypted, filesystem, original_tree
+from tests.volume.foreign import MIB, PASSPHRASE, encrypted, filesystem, original_tree
 
 __all__ = ["made"]
 
@@ -21,7 +21,7 @@ __all__ = ["made"]
 def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("inside")
     (directory / "tree").mkdir()
-    return filesystem(directory / "image", original_tree(directory / "tree"))
+    return filesystem(directory / "image", original_tree(directory / "tree"), 12 * MIB, "-b4096")
 
 
 def test_coming_from_the_originals_scripts(made: Made, inside: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sealserve.volume.importing import adopt
 from sealserve.volume.maker import create_sealed, create_writable
 from sealserve.volume.record import VolumeRecord, open_record
 from tests.conftest import missing
@@ -18,6 +19,7 @@ from tests.kernel.machine import DISK, run_guest, why_not
 from tests.kernel.package import Kernel, NoKernelError, cached_kernel
 from tests.soak import SOAK, times
 from tests.volume.conftest import Sealed, owner, plain, sealed, source
+from tests.volume.foreign import MIB, encrypted, filesystem
 from tests.volume.headers import CRAFTED
 
 __all__ = ["State", "guest", "owner", "plain", "sealed", "source", "state"]
@@ -97,6 +99,7 @@ def guest(
     files["erofs.record"] = create_sealed(
         erofs, sealed.source, key=sealed.key, owner_key=sealed.owner, name="e", filesystem="erofs"
     )
+    files |= _adopted(sealed, tmp_path_factory.mktemp("adopted"))
     files |= {"erofs.seal": erofs, "state.vol": state.path, "state.record": state.raw}
     with sealed.path.open("rb") as file:
         area = file.read(sealed.record.header.size)
@@ -105,6 +108,14 @@ def guest(
     work = tmp_path_factory.mktemp("guest")
     found = run_guest(kernel, sealed.key, files, work)
     return Guest(plan, found, work / DISK)
+
+
+def _adopted(sealed: Sealed, work: Path) -> dict[str, Path | bytes]:
+    """A volume of cryptsetup's, with 512-byte sectors, and our record of it."""
+    inside = filesystem(work / "inside", sealed.source, 12 * MIB, "-b4096")
+    old = encrypted(inside, work / "old", passphrase=sealed.key)
+    raw = adopt(old, work / "new", key=sealed.key, owner_key=sealed.owner, name="adopted")
+    return {"adopted.seal": work / "new", "adopted.record": raw}
 
 
 def _plan(sealed: Sealed) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Scenarios of a volume's life by the kernel driver: written, killed, taken down, grown, erofs."""
+"""Scenarios of a volume's life by the kernel driver: written, killed, taken down, grown, others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from sealserve.volume.record import VolumeRecord, open_record
 DATA = Path("/data")
 MOUNTPOINT = Path("/mnt")
 STATE = DATA / "state.vol"
-EROFS = DATA / "erofs.seal"
 GROWN = 40 << 20
 
 
@@ -106,7 +105,17 @@ def writable(key: bytes) -> dict[str, Any]:
 
 def erofs(key: bytes) -> dict[str, Any]:
     """The other filesystem, through verity and dm-crypt."""
-    with mount_sealed(EROFS, _record("erofs"), key, MOUNTPOINT, driver="kernel"):
+    return _read("erofs", key)
+
+
+def adopted(key: bytes) -> dict[str, Any]:
+    """A volume of 512-byte sectors that cryptsetup made, with a record and a tree."""
+    return _read("adopted", key)
+
+
+def _read(name: str, key: bytes) -> dict[str, Any]:
+    volume = DATA / f"{name}.seal"
+    with mount_sealed(volume, _record(name), key, MOUNTPOINT, driver="kernel"):
         files = {
             str(path.relative_to(MOUNTPOINT)): _sum(path)
             for path in MOUNTPOINT.rglob("*")

@@ -41,7 +41,7 @@ _CONSOLE = "console.log"
 _RESULTS = "results.jsonl"
 _IN_THE_GUEST = (
     "__init__", "kernel/__init__", "kernel/crash", "kernel/inside", "kernel/interop",
-    "kernel/life", "kernel/scenarios", "volume/__init__", "volume/writer",
+    "kernel/life", "kernel/originals", "kernel/scenarios", "volume/__init__", "volume/writer",
 )  # fmt: skip
 _KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
 _INIT_ARGUMENTS = "-- -P -m tests.kernel.inside"

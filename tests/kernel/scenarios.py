@@ -33,12 +33,14 @@ from sealserve.volume.process import Runner, run, secret_pipe
 from sealserve.volume.record import BLOCK_SIZE, VolumeRecord, open_record
 from tests.kernel.interop import every_layout, kernel_made
 from tests.kernel.life import (
+    adopted,
     crashed_half_way,
     erofs,
     killed_holder,
     unmounted_from_outside,
     writable,
 )
+from tests.kernel.originals import originals
 
 DATA = Path("/data")
 VOLUME = DATA / "models.seal"
@@ -220,6 +222,8 @@ SCENARIOS: dict[str, Callable[[bytes], dict[str, Any]]] = {
         crashed_half_way,
         writable,
         erofs,
+        adopted,
+        originals,
     )
 }
 

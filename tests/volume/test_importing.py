@@ -40,7 +40,8 @@ class Old:
         self.luks1 = encrypted(self.inside, directory / "luks1", version=1)
         argon2 = ("--pbkdf=argon2id", "--pbkdf-memory=65536", "--pbkdf-force-iterations=4")
         self.luks2 = encrypted(self.inside, directory / "luks2", *argon2)
-        self.own_key = encrypted(self.inside, directory / "own", passphrase=KEY)
+        self.mountable = filesystem(directory / "mountable", self.tree, 12 * MIB, "-b4096")
+        self.own_key = encrypted(self.mountable, directory / "own", passphrase=KEY)
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +171,7 @@ def test_a_volume_made_elsewhere_is_opened_as_it_is(
     volume = old.own_key
     if sector_size == 4096:
         quick = ("--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--sector-size=4096")
-        inside = filesystem(tmp_path / "inside", old.tree, 12 * MIB, "-b4096")
-        volume = encrypted(inside, tmp_path / "own", *quick, passphrase=KEY)
+        volume = encrypted(old.mountable, tmp_path / "own", *quick, passphrase=KEY)
     record = adopted(volume, place / "v", owner)
     assert (record.sector_size, record.kind) == (sector_size, "sealed")
     assert (place / "v").read_bytes()[: record.segment_end] == volume.read_bytes()
@@ -189,7 +189,7 @@ def test_a_volume_made_elsewhere_is_opened_as_it_is(
 def test_models_of_an_adopted_volume_are_in_its_record(
     source: Path, place: Path, owner: Ed25519PrivateKey, tmp_path: Path
 ) -> None:
-    inside = filesystem(tmp_path / "inside", source)
+    inside = filesystem(tmp_path / "inside", source, 12 * MIB, "-b4096")
     record = adopted(encrypted(inside, tmp_path / "own", passphrase=KEY), place / "v", owner)
     assert [(model.name, model.version) for model in record.models] == [("net", 1), ("net", 2)]
     assert record.models[0].digest == tree_digest(source / "models" / "net" / "1")
@@ -231,6 +231,16 @@ def test_luks1_and_further_keyslots_are_not_adopted(
         assert caught.value.code == "volume.adopt_refused"
         assert "volume import" in (caught.value.hint or "")
     imported(second, place / "v", owner, passphrase=KEY)  # the way that is named
+
+
+def test_a_filesystem_of_small_blocks_is_not_adopted(
+    old: Old, place: Path, owner: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    """Over dm-verity's 4096-byte blocks the kernel says "bad block size 1024"."""
+    with pytest.raises(Refused) as caught:
+        adopted(encrypted(old.inside, tmp_path / "own", passphrase=KEY), place / "v", owner)
+    assert caught.value.code == "volume.adopt_refused"
+    assert "1024" in caught.value.message
 
 
 def spoilt(content: bytes, offset: int, new: bytes) -> bytes:

@@ -55,6 +55,7 @@ class Foreign:
         area: the header as it was read.
         size: bytes of the encrypted segment, whole sectors.
         volume_key: of LUKS; wiped when the volume is closed.
+        block_size: bytes of a block of the ext4 filesystem inside.
     """
 
     descriptor: int
@@ -62,6 +63,7 @@ class Foreign:
     area: bytes
     size: int
     volume_key: bytearray
+    block_size: int
 
 
 @contextmanager
@@ -104,9 +106,8 @@ def open_foreign(
         size = (status.st_size - header.start) // header.unit * header.unit
         volume_key = _volume_key(area[: header.size], passphrase, runner)
         try:
-            foreign = Foreign(descriptor, header, area[: header.start], size, volume_key)
-            _look_inside(foreign)
-            yield foreign
+            block_size = _look_inside(descriptor, header, size, volume_key)
+            yield Foreign(descriptor, header, area[: header.start], size, volume_key, block_size)
         finally:
             wipe(volume_key)
 
@@ -206,11 +207,10 @@ _NEEDS_RECOVERY: Final = 0x4
 _64BIT: Final = 0x80
 
 
-def _look_inside(foreign: Foreign) -> None:
-    """An ext4 filesystem that was closed in order, and all of it."""
-    cipher = sector_cipher(foreign.volume_key, foreign.header.unit)
-    start, unit = foreign.header.start, foreign.header.unit
-    view = PlainView(foreign.descriptor, cipher, start=start, size=foreign.size, unit=unit)
+def _look_inside(descriptor: int, header: ForeignHeader, size: int, volume_key: bytearray) -> int:
+    """See to it that there is all of an ext4 filesystem, closed in order; its block size."""
+    cipher = sector_cipher(volume_key, header.unit)
+    view = PlainView(descriptor, cipher, start=header.start, size=size, unit=header.unit)
     try:
         block = bytes(view.pread(1024, 1024))
     finally:
@@ -229,8 +229,9 @@ def _look_inside(foreign: Foreign) -> None:
             "there is no ext4 filesystem inside",
             hint="mount the volume elsewhere and seal its files with `volume create --from`",
         )
+    block_size = 1024 << field(_LOG_BLOCK_SIZE)
     blocks = field(_BLOCKS) | (field(_BLOCKS_HIGH) << 32 if features & _64BIT else 0)
-    if blocks * (1024 << field(_LOG_BLOCK_SIZE)) > foreign.size:
+    if blocks * block_size > size:
         raise Refused(
             "volume.size_mismatch",
             "the file is shorter than the filesystem inside",
@@ -242,6 +243,7 @@ def _look_inside(foreign: Foreign) -> None:
             "the filesystem inside was not unmounted in order",
             hint="mount and unmount it once more where it comes from, then copy it again",
         )
+    return block_size
 
 
 def _remove_directory(path: Path) -> None:

@@ -51,6 +51,7 @@ from sealserve.volume.verity import read_exactly
 __all__ = ["adopt", "import_volume"]
 
 _CHUNK: Final = 1 << 20
+_INSTEAD: Final = "make a new volume of its files with `volume import`"
 _MODELS: Final = "model"
 _TLS: Final = "ssl_configure"
 
@@ -173,6 +174,7 @@ def adopt(
     check_target(path, key, force=force)
     with open_foreign(old, key, runner) as foreign:
         layout = _layout_of(foreign, key)
+        _require_mountable(foreign)
         with files_of(foreign, runner) as source:
             models = find_models(source)
         plan = Plan(
@@ -206,22 +208,32 @@ def adopt(
     return sign_record(record, owner_key)
 
 
+def _require_mountable(foreign: Foreign) -> None:
+    """The kernel mounts no filesystem whose blocks are smaller than those of dm-verity."""
+    if foreign.block_size != BLOCK_SIZE:
+        raise Refused(
+            "volume.adopt_refused",
+            f"its filesystem has blocks of {foreign.block_size} bytes, not {BLOCK_SIZE}, which no "
+            "kernel mounts over a hash tree",
+            hint=_INSTEAD,
+        )
+
+
 def _layout_of(foreign: Foreign, key: bytes | bytearray) -> Layout:
     """The layout of a header that whoever opens the volume will accept by its record."""
     header = foreign.header
-    hint = "make a new volume of its files with `volume import`"
     if header.version != 2:
-        raise Refused("volume.adopt_refused", "LUKS1 volumes cannot be adopted", hint=hint)
+        raise Refused("volume.adopt_refused", "LUKS1 volumes cannot be adopted", hint=_INSTEAD)
     layout = Layout(header.start, header.unit, header.metadata_size)
     if header.start % BLOCK_SIZE:
         raise Refused(
             "volume.adopt_refused", f"its segment begins between two {BLOCK_SIZE}-byte blocks",
-            hint=hint,
+            hint=_INSTEAD,
         )  # fmt: skip
     try:
         accepted = parse_header(foreign.area, uuid=header.uuid, layout=layout)
     except Refused as error:
-        raise Refused("volume.adopt_refused", error.message, hint=hint) from None
+        raise Refused("volume.adopt_refused", error.message, hint=_INSTEAD) from None
     wipe(unlock(accepted, foreign.area, key))  # as a guest will
     return layout
 
