@@ -309,23 +309,6 @@ def test_a_readable_kek_is_refused(owner: Owner) -> None:
     assert refusal_of("broker", "status", owner.broker) == (3, "kek.mode_too_wide")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("broker", "init"), ("broker", "rekey"), ("broker", "backup"), ("broker", "restore"),
-        ("broker", "serve"), ("broker", "status"),
-        ("broker", "doctor"),
-        ("secret", "put"),
-        ("secret", "rotate"), ("secret", "import"), ("secret", "destroy"),
-        ("secret", "list"), ("audit", "show"), ("audit", "verify"), ("audit", "export"),
-    ],
-)  # fmt: skip
-def test_every_help_has_an_example(command: tuple[str, str]) -> None:
-    help_text = sealserve(*command, "--help").stdout
-    assert "Example:" in help_text
-    assert f"sealserve {' '.join(command)}" in " ".join(help_text.split())
-
-
 def test_the_doctor_lists_and_its_exit_status_says_what_is_due(
     owner: Owner, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "print_error",
     "step_progress",
     "unexpected",
+    "wants_json",
 ]
 
 OUT = Console(highlight=False, soft_wrap=True)
@@ -53,14 +54,19 @@ def emit(result: dict[str, Any], *, as_json: bool, text: str) -> None:
 
 def print_error(error: SealserveError) -> None:
     """Print one error on stderr; as JSON when the command was asked for JSON."""
-    # `demo --json FILE` writes a file; its errors are for people.
-    if "--json" in sys.argv and sys.argv[1:2] != ["demo"]:
+    if wants_json():
         sys.stderr.write(json.dumps({"error": error.to_dict()}) + "\n")
         return
     place = f"{error.where}: " if error.where else ""
     ERR.print(f"[bold red]error:[/] {_plain(place + error.message)} [dim]\\[{error.code}][/]")
     if error.hint:
         ERR.print(f"[bold]next:[/]  {_plain(error.hint)}")
+
+
+def wants_json() -> bool:
+    """Whether the command was asked for JSON, as far as a command line shows that fails."""
+    # `demo --json FILE` writes a file; its errors are for people.
+    return "--json" in sys.argv and sys.argv[1:2] != ["demo"]
 
 
 def unexpected(error: Exception, stack: traceback.StackSummary) -> InternalError:

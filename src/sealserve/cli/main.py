@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from sealserve import __version__
 from sealserve.cli import console
-from sealserve.errors import SealserveError, Unavailable
+from sealserve.errors import InputError, SealserveError, Unavailable
 
 __all__ = ["main"]
 
@@ -146,11 +146,21 @@ def main() -> NoReturn:
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):
-            error.show()  # the command line parser's own usage errors
+            _print_usage_error(error)
             sys.exit(error.exit_code)
         console.print_error(console.unexpected(error, traceback.extract_tb(error.__traceback__)))
         sys.exit(70)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _print_usage_error(error: Any) -> None:
+    """The command line parser's own errors, which for people it shows best itself."""
+    if not console.wants_json():
+        error.show()
+        return
+    message = " ".join(str(error.format_message()).split())
+    hint = "run the command with --help"
+    console.print_error(InputError("usage.invalid", message, hint=hint))
 
 
 def _leave(number: int, _frame: object) -> NoReturn:
