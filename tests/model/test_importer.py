@@ -15,6 +15,13 @@ from sealserve.model import importer, signature
 from sealserve.model.graphdef import GraphBuilder, shape_proto
 from sealserve.model.importer import import_model
 from sealserve.model.signature import describe
+from sealserve.provenance import (
+    SIGNATURE_NAME,
+    Signing,
+    make_signing_key,
+    sign_model,
+    verify_model,
+)
 from sealserve.wire import graphs
 from sealserve.wire.graphs import spell_out_scalars
 from sealserve.wire.tensorflow import graph_pb2 as pb
@@ -203,6 +210,13 @@ def test_a_saved_model_is_copied_with_its_assets(saved: Path, tmp_path: Path) ->
     assert imported.rewritten == 0
 
 
+def test_a_makers_signature_comes_along(saved: Path, tmp_path: Path) -> None:
+    signing = Signing.load(make_signing_key(tmp_path / "signer")[0])
+    sign_model(saved, signing)
+    imported = import_model(saved, tmp_path / "models", name="copy")
+    assert verify_model(imported.path, signing.trust).files == 2
+
+
 def test_scalars_as_bytes_are_rewritten_in_a_copied_saved_model(
     saved: Path, tmp_path: Path
 ) -> None:
@@ -210,8 +224,10 @@ def test_scalars_as_bytes_are_rewritten_in_a_copied_saved_model(
     model = pb.SavedModel.FromString(file.read_bytes())
     model.meta_graphs[0].graph_def.CopyFrom(CASES["scalar_bytes"]().graph)
     file.write_bytes(model.SerializeToString())
+    (saved / SIGNATURE_NAME).write_text("the signature of what is rewritten now")
     imported = import_model(saved, tmp_path / "models", name="copy")
     assert imported.rewritten == 1
+    assert not (imported.path / SIGNATURE_NAME).exists()
     copied = pb.SavedModel.FromString((imported.path / "saved_model.pb").read_bytes())
     assert spell_out_scalars(copied.meta_graphs[0].graph_def) == 0
 

@@ -39,6 +39,7 @@ from sealserve.model.signature import (
     parse_saved_model,
     placeholder_specs,
 )
+from sealserve.provenance import SIGNATURE_NAME
 from sealserve.wire.graphs import (
     MAX_GRAPH_BYTES,
     TOO_LARGE_HINT,
@@ -241,6 +242,8 @@ def _copy_saved_model(source: Path, staging: Path) -> int:
             ) from error
     if rewritten:
         (staging / "saved_model.pb").unlink()
+        # It would not be about this graph.
+        (staging / SIGNATURE_NAME).unlink(missing_ok=True)
         _write_saved_model(model, staging, str(file))
     (staging / "variables").mkdir(exist_ok=True)
     return rewritten
