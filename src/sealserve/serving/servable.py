@@ -94,6 +94,8 @@ def stamps(path: Path) -> tuple[Stamp, ...]:
     files = (
         "saved_model.pb",
         "variables",
+        "variables/variables.index",
+        "variables/variables.data-00000-of-00001",
         "model.tflite",
         "model.onnx",
         "model.xml",

@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import google_crc32c
 from google.protobuf.message import DecodeError
 
 from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.serving.access import Peer
 from sealserve.serving.calls import Call
 from sealserve.serving.config import ServerConfig
+from sealserve.serving.crc32c import masked
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.grpc_services import PredictionService
 from sealserve.serving.metrics import Metrics
@@ -41,7 +41,6 @@ FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 _MAX_RECORDS = 1000
 _HEAD = struct.Struct("<QI")
 _CHECK = struct.Struct("<I")
-_MASK_DELTA = 0xA282EAD8
 
 
 class WarmUp:
@@ -116,21 +115,16 @@ def _record(head: bytes, stream: IO[bytes], limit: int, where: str) -> bytes:
     if len(head) != _HEAD.size:
         raise _malformed("the file ends within a record", where)
     size, check = _HEAD.unpack(head)
-    if _masked(head[:8]) != check:
+    if masked(head[:8]) != check:
         raise _malformed("the checksum of a record's length is wrong", where)
     if size > limit:
         raise _malformed(f"a record is larger than {limit} bytes", where)
     record, tail = stream.read(size), stream.read(_CHECK.size)
     if len(record) != size or len(tail) != _CHECK.size:
         raise _malformed("the file ends within a record", where)
-    if _masked(record) != _CHECK.unpack(tail)[0]:
+    if masked(record) != _CHECK.unpack(tail)[0]:
         raise _malformed("the checksum of a record is wrong", where)
     return record
-
-
-def _masked(part: bytes) -> int:
-    crc: int = google_crc32c.value(part)
-    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def _answer(service: PredictionService, record: bytes, name: str) -> None:

@@ -18,13 +18,13 @@ prove but that it keeps no state and is computed exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final, cast
 
 import openvino as ov
 
 from sealserve.errors import InputError, Unavailable
+from sealserve.files import read_limited
 from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE, Signature, TensorSpec
 from sealserve.serving.runtimes.graphs import (
     CONVERSION_FAILURES,
@@ -35,6 +35,7 @@ from sealserve.serving.runtimes.graphs import (
 )
 from sealserve.serving.runtimes.saved_model import FILE_NAME
 from sealserve.serving.runtimes.tflite import LiteSignature, read_signatures
+from sealserve.wire.graphs import MAX_GRAPH_BYTES
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
 
@@ -114,12 +115,7 @@ class _Ports:
 
 def _lite_keys(file: Path, ports: _Ports) -> LiteSignature | None:
     """The file's own signature, if it has one over exactly these ports."""
-    with (
-        file.open("rb") as stream,
-        mmap(stream.fileno(), 0, access=ACCESS_READ) as content,
-        memoryview(content) as view,
-    ):
-        stated = read_signatures(view)
+    stated = read_signatures(read_limited(file, MAX_GRAPH_BYTES))
     for each in (_without_suffixes(one, ports) for one in stated):
         whole = set(each.inputs.values()) == set(ports.inputs)
         if whole and set(each.outputs.values()) == set(ports.outputs):
@@ -158,7 +154,12 @@ def definition_of(graph: Graph) -> graph_pb2.SignatureDef:
 
 def _key(port: Any, kind: str, file: Path) -> str:
     # A port may have several names; the shortest one is the file's own, without ":0".
-    names = port.get_names()
+    try:
+        names = port.get_names()
+    except UnicodeDecodeError:
+        raise InputError(
+            "servable.file_malformed", f"the name of an {kind} is no text", where=str(file)
+        ) from None
     if not names:
         raise InputError("servable.names_collide", f"an {kind} has no name", where=str(file))
     return str(min(names, key=lambda name: (len(name), name)))

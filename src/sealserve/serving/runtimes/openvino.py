@@ -26,6 +26,7 @@ from sealserve.errors import InputError, InternalError, SealserveError, Unavaila
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.runtimes.base import Model, Signature, TensorSpec, Tuning
+from sealserve.serving.runtimes.checkpoint import check_variables
 from sealserve.serving.runtimes.exactness import WIDE_LIMIT, inexact_operations
 from sealserve.serving.runtimes.examples import (
     ExampleCut,
@@ -81,6 +82,7 @@ class OpenVinoRuntime:
         if file is not None:
             return self._load_file(file)
         meta = read_meta_graph(path, self._tags)
+        check_variables(path)
         spell_out_scalars(meta.graph_def)
         compiled: dict[str, _Computed] = {}
         refused: dict[str, SealserveError] = {}
