@@ -9,10 +9,11 @@ import typer
 
 from sealserve.cli.admin_options import (
     AdminOption,
+    At,
     BrokerIdentityOption,
     BrokerOption,
-    IdentityOption,
     administration,
+    on_broker,
 )
 from sealserve.cli.console import JsonFlag, emit
 
@@ -29,62 +30,51 @@ def group() -> None:
 
 
 @app.command()
+@on_broker
 def show(
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
+    at: At,
     last: _LastOption = 20,
-    json: JsonFlag = False,
 ) -> None:
     """Show the last decisions with their reasons: what was expected, what was found.
 
     Example: sealserve audit show --broker DIR --last 5
     """
-    import json as json_module
+    import json
 
     from sealserve.broker.audit_chain import describe
     from sealserve.broker.audit_pages import newest
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        entries = [json_module.loads(line) for line in newest(perform, last)]
-    emit(
-        {"lines": entries},
-        as_json=json,
-        text="\n".join(describe(entry) for entry in entries) or "no lines yet",
-    )
+    with at.asked() as perform:
+        entries = [json.loads(line) for line in newest(perform, last)]
+    told = "\n".join(describe(entry) for entry in entries)
+    at.show({"lines": entries}, told or "no lines yet")
 
 
 @app.command()
+@on_broker
 def tail(
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
+    at: At,
     last: _LastOption = 10,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print each line as it stands in the log, for scripts.")
-    ] = False,
 ) -> None:
     """Print the log's end, and with --follow what comes after it.
 
-    Each line is checked to follow the one before it.
+    Each line is checked to follow the one before it. With --json each is one object.
 
     Example: sealserve audit tail --broker DIR --follow
     """
-    import json as json_module
+    import json
     import time
 
     from sealserve.broker.audit_chain import describe
     from sealserve.broker.audit_pages import newest, since
 
-    with administration(broker, admin, identity, broker_identity) as perform:
+    with at.asked() as perform:
         for lines in since(perform, newest(perform, last)):
             for line in lines:
-                typer.echo(line if json else describe(json_module.loads(line)))
+                typer.echo(line if at.as_json else describe(json.loads(line)))
             if not follow:
                 return
             if not lines:
@@ -159,13 +149,10 @@ def verify(
 
 
 @app.command("export")
+@on_broker
 def export_log(
+    at: At,
     file: Annotated[Path, typer.Argument(help="Where to write, one JSON object a line.")],
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Check the chain, sign where it ends, and write its lines and checkpoints to a file.
 
@@ -174,20 +161,17 @@ def export_log(
     from sealserve.broker.audit_export import verify_file, write
     from sealserve.broker.audit_pages import export_parts
 
-    if broker is not None and admin is None and identity is None:
+    if at.broker is not None and at.admin is None and at.identity is None:
         from sealserve.broker.directory import open_broker
 
-        with open_broker(broker) as opened:
+        with open_broker(at.broker) as opened:
             head = opened.audit.export(file, opened.audit_signer())
     else:
-        with administration(broker, admin, identity, broker_identity) as perform:
+        with at.asked() as perform:
             write(file, export_parts(perform))
-        head = verify_file(file, _known(identity, broker_identity)).head
-    emit(
-        {"file": str(file), "lines": head.count, "head": head.sha256},
-        as_json=json,
-        text=f"wrote {head.count} lines to {file}\nhead {head}",
-    )
+        head = verify_file(file, at.public()).head
+    result = {"file": str(file), "lines": head.count, "head": head.sha256}
+    at.show(result, f"wrote {head.count} lines to {file}\nhead {head}")
 
 
 def _of_export(file: Path, identity: Path, earlier: Path | None, expected: Any) -> tuple[Any, Any]:

@@ -6,15 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sealserve.cli.admin_options import (
-    AdminOption,
-    BrokerIdentityOption,
-    BrokerOption,
-    IdentityOption,
-    administration,
-    finish,
-)
-from sealserve.cli.console import JsonFlag, emit
+from sealserve.cli.admin_options import At, on_broker
 
 app = typer.Typer(help="Who holds which secret, and until when.", no_args_is_help=True)
 
@@ -25,16 +17,13 @@ def group() -> None:
 
 
 @app.command("list")
+@on_broker
 def list_leases(
+    at: At,
     resource: Annotated[
         str, typer.Option(help="Only leases of this resource.", metavar="NAME")
     ] = "",
     everything: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """List the leases that run, the newest first; at most 1000.
 
@@ -42,24 +31,20 @@ def list_leases(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.LeaseListRequest(resource=resource, all=everything))
+    result = at.perform(v1_pb2.LeaseListRequest(resource=resource, all=everything))
     rows = [
         f"{each['id']}  {each['resource']}  version {each['secret_version']}  {each['state']}"
         f"  to {each['peer']}  until {each['expires']}"
         for each in result["leases"]
     ]
-    emit(result, as_json=json, text="\n".join(rows) or "no leases")
+    at.show(result, "\n".join(rows) or "no leases")
 
 
 @app.command()
+@on_broker
 def revoke(
+    at: At,
     lease: Annotated[str, typer.Argument(help="Its name, from `lease list`.")],
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """End a lease before its time; the guest learns it when it next renews.
 
@@ -69,6 +54,5 @@ def revoke(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.LeaseRevokeRequest(lease=lease))
-    finish(result, as_json=json, text=lambda: f"{result['id']}: {result['state']}")
+    result = at.perform(v1_pb2.LeaseRevokeRequest(lease=lease))
+    at.finish(result, lambda: f"{result['id']}: {result['state']}")

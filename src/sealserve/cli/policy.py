@@ -8,14 +8,7 @@ from typing import Annotated
 import typer
 
 from sealserve.cli import console
-from sealserve.cli.admin_options import (
-    AdminOption,
-    BrokerIdentityOption,
-    BrokerOption,
-    IdentityOption,
-    administration,
-    finish,
-)
+from sealserve.cli.admin_options import At, on_broker
 from sealserve.cli.evidence import (
     AnchorOption,
     AtOption,
@@ -190,17 +183,14 @@ def print_diff(
 
 
 @app.command(name="set")
+@on_broker
 def set_policy(
+    at: At,
     resource: Annotated[str, typer.Argument(help="The resource: models/demo.")],
     file: Annotated[Path, typer.Argument(help="The policy file (YAML).", dir_okay=False)],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would change.")
     ] = False,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    as_json: console.JsonFlag = False,
 ) -> None:
     """Put a policy over a resource of a broker, and say what it loosens.
 
@@ -214,8 +204,7 @@ def set_policy(
 
     kind = v1_pb2.PolicyDiffRequest if dry_run else v1_pb2.PolicySetRequest
     request = kind(resource=resource, policy=read_limited(file, MAX_POLICY_BYTES))
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(request)
+    result = at.perform(request)
 
     def text() -> str:
         known = result["changes"]
@@ -225,7 +214,7 @@ def set_policy(
             lines = [_change_told(change) for change in known] or ["the same rules"]
         return "\n".join([*lines, f"{resource}: {'nothing changed' if dry_run else 'set'}"])
 
-    finish(result, as_json=as_json, text=text)
+    at.finish(result, text)
 
 
 @app.command()

@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sealserve.cli.admin_options import (
-    AdminOption,
-    BrokerIdentityOption,
-    BrokerOption,
-    IdentityOption,
-    administration,
-    finish,
-)
-from sealserve.cli.console import JsonFlag, emit
+from sealserve.cli.admin_options import At, on_broker
 
 app = typer.Typer(help="Who may administer the broker, and who may look.", no_args_is_help=True)
 
@@ -28,7 +20,9 @@ def group() -> None:
 
 
 @app.command()
+@on_broker
 def add(
+    at: At,
     name: _Name,
     certificate: Annotated[
         Path, typer.Option(help="The certificate from `broker admin-identity`: alice.crt.")
@@ -39,11 +33,6 @@ def add(
     replace: Annotated[
         bool, typer.Option("--replace", help="NAME is there already, and gets this key and role.")
     ] = False,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Register a person's certificate. The first administrator is added with --broker.
 
@@ -67,22 +56,17 @@ def add(
     request = v1_pb2.PrincipalAddRequest(
         name=name, role=role, certificate=pem.decode(), replace=replace
     )
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(request)
-    finish(
+    result = at.perform(request)
+    at.finish(
         result,
-        as_json=json,
-        text=lambda: f"{name}: {role}, fingerprint {result['spki_sha256']}",
+        lambda: f"{name}: {role}, fingerprint {result['spki_sha256']}",
     )
 
 
 @app.command("list")
+@on_broker
 def list_principals(
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
+    at: At,
 ) -> None:
     """List who may call the administration port.
 
@@ -90,23 +74,19 @@ def list_principals(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.PrincipalListRequest())
+    result = at.perform(v1_pb2.PrincipalListRequest())
     rows = [
         f"{each['name']}  {each['role']}  since {each['added']}  fingerprint {each['spki_sha256']}"
         for each in result["principals"]
     ]
-    emit(result, as_json=json, text="\n".join(rows) or "nobody yet")
+    at.show(result, "\n".join(rows) or "nobody yet")
 
 
 @app.command()
+@on_broker
 def remove(
+    at: At,
     name: _Name,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Shut a person out, from the next call on.
 
@@ -114,6 +94,5 @@ def remove(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.PrincipalRemoveRequest(name=name))
-    finish(result, as_json=json, text=f"{name}: removed")
+    result = at.perform(v1_pb2.PrincipalRemoveRequest(name=name))
+    at.finish(result, f"{name}: removed")

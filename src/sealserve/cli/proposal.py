@@ -6,14 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sealserve.cli.admin_options import (
-    AdminOption,
-    BrokerIdentityOption,
-    BrokerOption,
-    IdentityOption,
-    administration,
-)
-from sealserve.cli.console import JsonFlag, emit
+from sealserve.cli.admin_options import At, on_broker
 
 app = typer.Typer(help="Acts on a broker that wait for a second person.", no_args_is_help=True)
 
@@ -26,12 +19,9 @@ def group() -> None:
 
 
 @app.command("list")
+@on_broker
 def list_proposals(
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
+    at: At,
 ) -> None:
     """List what waits, who proposed it and what it would do; then what is over.
 
@@ -39,20 +29,16 @@ def list_proposals(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.ProposalListRequest())
+    result = at.perform(v1_pb2.ProposalListRequest())
     rows = [_told(each) for each in result["proposals"]]
-    emit(result, as_json=json, text="\n".join(rows) or "no proposals")
+    at.show(result, "\n".join(rows) or "no proposals")
 
 
 @app.command()
+@on_broker
 def approve(
+    at: At,
     proposal: _Id,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Agree to what another administrator proposed; it is done at once.
 
@@ -61,19 +47,15 @@ def approve(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.ProposalApproveRequest(id=proposal))
-    emit(result, as_json=json, text=f"{proposal}: done")
+    result = at.perform(v1_pb2.ProposalApproveRequest(id=proposal))
+    at.show(result, f"{proposal}: done")
 
 
 @app.command()
+@on_broker
 def withdraw(
+    at: At,
     proposal: _Id,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Take back what you proposed, or turn down what another did.
 
@@ -81,9 +63,8 @@ def withdraw(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.ProposalWithdrawRequest(id=proposal))
-    emit(result, as_json=json, text=f"{proposal}: withdrawn")
+    result = at.perform(v1_pb2.ProposalWithdrawRequest(id=proposal))
+    at.show(result, f"{proposal}: withdrawn")
 
 
 def _told(each: dict[str, Any]) -> str:

@@ -6,15 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sealserve.cli.admin_options import (
-    AdminOption,
-    BrokerIdentityOption,
-    BrokerOption,
-    IdentityOption,
-    administration,
-    finish,
-)
-from sealserve.cli.console import JsonFlag, emit
+from sealserve.cli.admin_options import At, on_broker
 
 app = typer.Typer(help="What guests may ask the broker for.", no_args_is_help=True)
 
@@ -27,12 +19,9 @@ def group() -> None:
 
 
 @app.command("list")
+@on_broker
 def list_resources(
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
+    at: At,
 ) -> None:
     """List the resources with their secrets' versions and the digests of their policies.
 
@@ -40,24 +29,20 @@ def list_resources(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.ResourceListRequest())
+    result = at.perform(v1_pb2.ResourceListRequest())
     rows = [
         f"{each['name']}  version {each['secret_version']}  policy {each['policy_sha256'][:16]}"
         f"  lease {each['lease_seconds']} s"
         for each in result["resources"]
     ]
-    emit(result, as_json=json, text="\n".join(rows) or "no resources yet")
+    at.show(result, "\n".join(rows) or "no resources yet")
 
 
 @app.command()
+@on_broker
 def show(
+    at: At,
     resource: _Resource,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Show a resource: its secret, the volume records of its versions, and its policy.
 
@@ -65,8 +50,7 @@ def show(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.ResourceShowRequest(resource=resource))
+    result = at.perform(v1_pb2.ResourceShowRequest(resource=resource))
     lines = [
         f"{result['name']}: version {result['secret_version']} of the secret {result['secret']}",
         f"  a lease is {result['lease_seconds']} s",
@@ -76,17 +60,14 @@ def show(
         for each in result["records"]
     ]
     lines += [f"policy {result['policy_sha256']}:", result["policy"]]
-    emit(result, as_json=json, text="\n".join(lines))
+    at.show(result, "\n".join(lines))
 
 
 @app.command()
+@on_broker
 def remove(
+    at: At,
     resource: _Resource,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Let no guest ask for it any more; its secret stays until it is destroyed.
 
@@ -94,6 +75,5 @@ def remove(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.ResourceRemoveRequest(resource=resource))
-    finish(result, as_json=json, text=f"{resource}: removed; no guest can ask for it")
+    result = at.perform(v1_pb2.ResourceRemoveRequest(resource=resource))
+    at.finish(result, f"{resource}: removed; no guest can ask for it")

@@ -7,16 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sealserve.cli.admin_options import (
-    AdminOption,
-    BrokerIdentityOption,
-    BrokerOption,
-    IdentityOption,
-    administration,
-    finish,
-    identity_of,
-)
-from sealserve.cli.console import JsonFlag, emit
+from sealserve.cli.admin_options import At, on_broker
 from sealserve.cli.secret_input import (
     SealedKeyOption,
     SecretFdOption,
@@ -51,7 +42,9 @@ def group() -> None:
 
 
 @app.command()
+@on_broker
 def put(
+    at: At,
     resource: Annotated[str, typer.Argument(help="The name guests ask for: models/demo.")],
     policy: Annotated[Path, typer.Option(help="The policy (YAML): which guests may have it.")],
     sealed_key: SealedKeyOption = None,
@@ -74,11 +67,6 @@ def put(
             help="NAME is there already: retire its live versions at once, and take this policy.",
         ),
     ] = False,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Deposit a secret with its policy; a volume's key with its record.
 
@@ -97,7 +85,7 @@ def put(
     signed, owner, volume = signed_record(record, owner_pub)
     request = v1_pb2.SecretPutRequest(
         resource=resource,
-        sealed_key=deposit_of(sealed_key, secret_fd, broker, identity, broker_identity),
+        sealed_key=deposit_of(at, sealed_key, secret_fd),
         record=signed,
         owner_public_key=owner,
         policy=read_limited(policy, MAX_POLICY_BYTES),
@@ -106,12 +94,10 @@ def put(
         expires=expires,
         replace=replace,
     )
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(request)
-    finish(
+    result = at.perform(request)
+    at.finish(
         {**result, "volume": volume},
-        as_json=json,
-        text=lambda: (
+        lambda: (
             f"{result['resource']}: version {result['secret_version']},"
             f" {f'opens volume {volume!r}' if volume else result['kind']},"
             f" policy {result['policy_sha256'][:16]}"
@@ -120,7 +106,9 @@ def put(
 
 
 @app.command()
+@on_broker
 def rotate(
+    at: At,
     secret: _Secret,
     sealed_key: SealedKeyOption = None,
     secret_fd: SecretFdOption = None,
@@ -136,11 +124,6 @@ def rotate(
         ),
     ] = 0,
     expires: _Expires = "",
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Give a secret its next version, and keep the one before it live meanwhile.
 
@@ -155,19 +138,17 @@ def rotate(
     signed, owner, volume = signed_record(record, owner_pub)
     request = v1_pb2.SecretRotateRequest(
         secret=secret,
-        sealed_key=deposit_of(sealed_key, secret_fd, broker, identity, broker_identity),
+        sealed_key=deposit_of(at, sealed_key, secret_fd),
         record=signed,
         owner_public_key=owner,
         retire_after_seconds=retire_after,
         expires=expires,
     )
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(request)
+    result = at.perform(request)
     ends = f"for {retire_after} s more" if retire_after else "until it is retired"
-    finish(
+    at.finish(
         {**result, "volume": volume},
-        as_json=json,
-        text=lambda: (
+        lambda: (
             f"{result['resource']}: version {result['secret_version']} from now on;"
             f" version {result['version_before']} stays live {ends}"
         ),
@@ -175,18 +156,15 @@ def rotate(
 
 
 @app.command("import")
+@on_broker
 def import_secrets(
+    at: At,
     file: Annotated[Path, typer.Argument(help="secret.json: an object of names and passwords.")],
     policy: Annotated[Path, typer.Option(help="The policy (YAML): which guests may have them.")],
     prefix: Annotated[
         str, typer.Option(help="Put before each name, such as 'legacy/'.", metavar="TEXT")
     ] = "",
     lease: _Lease = 24 * 3600,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Take over the passwords of the original's get_secret server, one resource each.
 
@@ -203,8 +181,8 @@ def import_secrets(
 
     entries = read_secrets(file, prefix)
     policy_text = read_limited(policy, MAX_POLICY_BYTES)
-    seal_to = identity_of(broker, identity, broker_identity)
-    with administration(broker, admin, identity, broker_identity) as perform:
+    seal_to = at.public()
+    with at.asked() as perform:
         there = {each["name"] for each in perform(v1_pb2.ResourceListRequest())["resources"]}
         for name in sorted(entries.keys() - there):
             perform(
@@ -219,20 +197,13 @@ def import_secrets(
     taken, left = sorted(entries.keys() - there), sorted(entries.keys() & there)
     lines = [f"{name}: version 1" for name in taken]
     lines += [f"{name}: left as it is, the broker has it already" for name in left]
-    emit(
-        {"imported": taken, "left": left},
-        as_json=json,
-        text="\n".join([*lines, f"now delete {file}"]),
-    )
+    at.show({"imported": taken, "left": left}, "\n".join([*lines, f"now delete {file}"]))
 
 
 @app.command("list")
+@on_broker
 def list_secrets(
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
+    at: At,
 ) -> None:
     """List every version of every secret, never its bytes.
 
@@ -240,20 +211,16 @@ def list_secrets(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.SecretListRequest())
+    result = at.perform(v1_pb2.SecretListRequest())
     rows = [f"{row['id']}  {_version_told(row)}" for row in result["secrets"]]
-    emit(result, as_json=json, text="\n".join(rows) or "no secrets yet")
+    at.show(result, "\n".join(rows) or "no secrets yet")
 
 
 @app.command()
+@on_broker
 def show(
+    at: At,
     secret: _Secret,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Show a secret's versions and who stands for it, never its bytes.
 
@@ -261,25 +228,21 @@ def show(
     """
     from sealserve.wire.broker.admin import v1_pb2
 
-    with administration(broker, admin, identity, broker_identity) as perform:
-        result = perform(v1_pb2.SecretShowRequest(secret=secret))
+    result = at.perform(v1_pb2.SecretShowRequest(secret=secret))
     lines = [secret, *(f"  {_version_told(row)}" for row in result["versions"])]
     lines += [
         f"  given to guests as {each['name']}, version {each['secret_version']}"
         for each in result["resources"]
     ]
-    emit(result, as_json=json, text="\n".join(lines))
+    at.show(result, "\n".join(lines))
 
 
 @app.command()
+@on_broker
 def disable(
+    at: At,
     secret: _Secret,
     version: _Version,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Give a live version to nobody until it is enabled again.
 
@@ -288,19 +251,15 @@ def disable(
     from sealserve.wire.broker.admin import v1_pb2
 
     request = v1_pb2.SecretDisableRequest(secret=secret, version=version)
-    with administration(broker, admin, identity, broker_identity) as perform:
-        _finish(perform(request), json)
+    _finish(at, at.perform(request))
 
 
 @app.command()
+@on_broker
 def enable(
+    at: At,
     secret: _Secret,
     version: _Version,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Give a disabled version to guests again.
 
@@ -309,19 +268,15 @@ def enable(
     from sealserve.wire.broker.admin import v1_pb2
 
     request = v1_pb2.SecretEnableRequest(secret=secret, version=version)
-    with administration(broker, admin, identity, broker_identity) as perform:
-        _finish(perform(request), json)
+    _finish(at, at.perform(request))
 
 
 @app.command()
+@on_broker
 def retire(
+    at: At,
     secret: _Secret,
     version: _Version,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Give a version to nobody any more; its bytes stay until it is destroyed.
 
@@ -330,20 +285,16 @@ def retire(
     from sealserve.wire.broker.admin import v1_pb2
 
     request = v1_pb2.SecretRetireRequest(secret=secret, version=version)
-    with administration(broker, admin, identity, broker_identity) as perform:
-        _finish(perform(request), json)
+    _finish(at, at.perform(request))
 
 
 @app.command()
+@on_broker
 def destroy(
+    at: At,
     secret: _Secret,
     version: _Version,
     yes: Annotated[bool, typer.Option("--yes", help="It cannot be undone, and shall be.")] = False,
-    broker: BrokerOption = None,
-    admin: AdminOption = None,
-    identity: IdentityOption = None,
-    broker_identity: BrokerIdentityOption = None,
-    json: JsonFlag = False,
 ) -> None:
     """Delete a version's bytes for good; may need a second person (exit status 1).
 
@@ -362,18 +313,17 @@ def destroy(
             hint="run it with --yes; `secret disable` and `secret retire` keep the bytes",
         )
     request = v1_pb2.SecretDestroyRequest(secret=secret, version=version)
-    with administration(broker, admin, identity, broker_identity) as perform:
-        _finish(perform(request), json)
+    _finish(at, at.perform(request))
 
 
-def _finish(result: dict[str, Any], as_json: bool) -> None:
+def _finish(at: At, result: dict[str, Any]) -> None:
     def text() -> str:
         told = f"{result['secret']}: version {result['version']} is {result['state']}"
         if result["state"] != "live" and result["current_of"]:
             told += f"; guests that ask for {', '.join(result['current_of'])} get nothing now"
         return told
 
-    finish(result, as_json=as_json, text=text)
+    at.finish(result, text)
 
 
 def _version_told(row: dict[str, Any]) -> str:

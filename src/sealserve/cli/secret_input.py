@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sealserve.cli.admin_options import identity_of
+from sealserve.cli.admin_options import At
 
 __all__ = ["SealedKeyOption", "SecretFdOption", "deposit_of", "signed_record"]
 
@@ -24,18 +24,12 @@ SecretFdOption = Annotated[
 ]
 
 
-def deposit_of(
-    sealed_key: Path | None,
-    secret_fd: int | None,
-    broker: Path | None,
-    identity: Path | None,
-    broker_identity: Path | None,
-) -> bytes:
+def deposit_of(at: At, sealed_key: Path | None, secret_fd: int | None) -> bytes:
     """The secret, sealed to the broker.
 
     Raises:
-        InputError: ``secret.which_source``, ``secret.from_terminal``, ``deposit.key_size``,
-            ``file.too_large``.
+        InputError: ``admin.which_broker``, ``secret.which_source``,
+            ``secret.from_terminal``, ``deposit.key_size``, ``file.too_large``.
         Unavailable: ``file.unreadable``, ``secret.fd_unreadable``.
     """
     from sealserve.broker.deposit import MAX_DEPOSIT_BYTES, seal_for
@@ -50,7 +44,7 @@ def deposit_of(
         )
     if sealed_key is not None:
         return read_limited(sealed_key, MAX_DEPOSIT_BYTES)
-    return seal_for(identity_of(broker, identity, broker_identity), _read(secret_fd or 0))
+    return seal_for(at.public(), _read(secret_fd or 0))
 
 
 def signed_record(record: Path | None, owner_pub: Path | None) -> tuple[bytes, bytes, str | None]:
