@@ -6,14 +6,22 @@ import base64
 import functools
 import json
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fuzz import administration, keys, provenance, volumes
+from fuzz import (
+    administration,
+    keys,
+    provenance,
+    serving_codecs,
+    serving_files,
+    serving_requests,
+    volumes,
+)
+from fuzz.target import REFUSALS, Target, feed, promised
 from fuzz.world import patched, world
 from sealserve.attestation import cbor, policy_file
 from sealserve.attestation.collateral import Collateral
@@ -27,7 +35,6 @@ from sealserve.attestation.reference.documents import read_qe_identity, read_tcb
 from sealserve.attestation.reference.pck import SGX_EXTENSION, read_platform
 from sealserve.attestation.verified import differences
 from sealserve.broker import config_file as broker_config
-from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.simulator.der import PckExtension
 from sealserve.simulator.pccs import answer
 from sealserve.simulator.td import report_of
@@ -39,47 +46,14 @@ from sealserve.tdx.signature_data import split_signature_data
 
 __all__ = ["TARGETS", "Target", "feed"]
 
-_REFUSALS = (InputError, Refused, Unavailable)
-
-
-@dataclass(frozen=True)
-class Target:
-    """One reader of bytes from outside.
-
-    Attributes:
-        run: feeds it; raises ``AssertionError`` where what it accepts breaks a promise.
-        seeds: inputs to begin with; the first is accepted.
-        max_bytes: inputs beyond this add nothing but time.
-    """
-
-    run: Callable[[bytes], None]
-    seeds: Callable[[], Sequence[bytes]]
-    max_bytes: int = 4096
-
-
-def feed(target: Target, data: bytes) -> bool:
-    """Feed one input; whether it was accepted. Whatever else is raised is a finding."""
-    try:
-        target.run(data)
-    except _REFUSALS:
-        return False
-    return True
-
-
-def _promised(holds: bool) -> None:
-    # No `assert`: it must hold under python -O as well.
-    if not holds:
-        raise AssertionError("what was accepted breaks a promise")
-
-
 # --- quotes --------------------------------------------------------------------
 
 
 def _quote(data: bytes) -> None:
     quote = parse_quote(data)
-    _promised(data.startswith(quote.signed_part))
-    _promised(len(quote.raw) <= MAX_QUOTE_BYTES)
-    _promised(not any(data[len(quote.raw) :]))
+    promised(data.startswith(quote.signed_part))
+    promised(len(quote.raw) <= MAX_QUOTE_BYTES)
+    promised(not any(data[len(quote.raw) :]))
     split_signature_data(quote)
 
 
@@ -107,14 +81,14 @@ def _judge(quote: bytes, collateral: Collateral, original: bytes) -> None:
     for verifier in (here.primary, here.second):
         try:
             facts.append(verifier.verify(quote, collateral, here.now))
-        except _REFUSALS as error:
+        except REFUSALS as error:
             refusals.append(error)
     if facts and refusals:
         raise AssertionError(f"one verifier accepts, the other does not: {refusals[0]}")
     if refusals:
         raise refusals[0]
-    _promised(not differences(facts[0], facts[1]))
-    _promised(facts[0].signed_part_sha256 == parse_quote(original).signed_digest)
+    promised(not differences(facts[0], facts[1]))
+    promised(facts[0].signed_part_sha256 == parse_quote(original).signed_digest)
 
 
 @functools.cache
@@ -133,8 +107,8 @@ def _pck_extension(data: bytes) -> None:
         .sign(_certificate_key(), hashes.SHA256())
     )
     platform = read_platform(certificate)
-    _promised(len(platform.components) == 16)
-    _promised(len(platform.fmspc) == 6)
+    promised(len(platform.components) == 16)
+    promised(len(platform.fmspc) == 6)
 
 
 def _pck_seeds() -> list[bytes]:
@@ -155,7 +129,7 @@ def _tls_certificate(data: bytes) -> None:
         patched(here.certificate, data), here.primary, here.collateral, here.policy, here.now
     )
     good = _good_certificate()
-    _promised((found.key_sha384, found.td, found.events) == good)
+    promised((found.key_sha384, found.td, found.events) == good)
 
 
 @functools.cache
@@ -170,31 +144,31 @@ def _good_certificate() -> tuple[object, ...]:
 
 def _collateral(data: bytes) -> None:
     found = Collateral.from_json(data)
-    _promised(Collateral.from_json(found.to_json()) == found)
-    _promised(found.begins.tzinfo is not None)
+    promised(Collateral.from_json(found.to_json()) == found)
+    promised(found.begins.tzinfo is not None)
     check_signatures(found, world().anchor)
-    _promised(found.parts["tcb_info"] == world().collateral.parts["tcb_info"])
+    promised(found.parts["tcb_info"] == world().collateral.parts["tcb_info"])
 
 
 def _tcb_info(data: bytes) -> None:
     found = read_tcb_info(data.decode("utf-8", "replace"))
-    _promised(all(len(level.sgx) == len(level.tdx) == 16 for level in found.levels))
+    promised(all(len(level.sgx) == len(level.tdx) == 16 for level in found.levels))
 
 
 def _qe_identity(data: bytes) -> None:
-    _promised(len(read_qe_identity(data.decode("utf-8", "replace")).mrsigner) == 32)
+    promised(len(read_qe_identity(data.decode("utf-8", "replace")).mrsigner) == 32)
 
 
 def _bundle(data: bytes) -> None:
     found = decode_bundle(data)
-    _promised(decode_bundle(encode_bundle(found)) == found)
+    promised(decode_bundle(encode_bundle(found)) == found)
 
 
 def _pccs_answer(data: bytes) -> None:
     text, signature = read_signed(data, "tcbInfo", "here")
     members = json.loads(data)
-    _promised(json.loads(text) == members["tcbInfo"])
-    _promised(signature == members["signature"])
+    promised(json.loads(text) == members["tcbInfo"])
+    promised(signature == members["signature"])
 
 
 def _crl(data: bytes) -> None:
@@ -220,18 +194,18 @@ def _crl_seeds() -> list[bytes]:
 
 def _policy(data: bytes) -> None:
     found = policy_file.parse(data)
-    _promised(policy_file.parse(policy_file.dump(found).encode()) == found)
-    _promised(not diff(found, found))
+    promised(policy_file.parse(policy_file.dump(found).encode()) == found)
+    promised(not diff(found, found))
 
 
 def _broker_config(data: bytes) -> None:
     found = broker_config.parse(data)
-    _promised(broker_config.parse(broker_config.render(found)) == found)
-    _promised(found.store.location.password is None)
+    promised(broker_config.parse(broker_config.render(found)) == found)
+    promised(found.store.location.password is None)
     for provider, settings in _KEKS:
         chosen = broker_config.with_kek(found, provider, settings, where="fuzz")
         revised = broker_config.revise(data, chosen)
-        _promised(revised is None or broker_config.parse(revised) == chosen)
+        promised(revised is None or broker_config.parse(revised) == chosen)
 
 
 _KEKS = (
@@ -268,16 +242,16 @@ def _policy_seeds() -> list[bytes]:
 
 
 def _cbor(data: bytes) -> None:
-    _promised(cbor.encode(cbor.decode(data)) == data)
+    promised(cbor.encode(cbor.decode(data)) == data)
 
 
 def _runtime_log(data: bytes) -> None:
-    _promised(encode_log(decode_log(data)) == data)
+    promised(encode_log(decode_log(data)) == data)
 
 
 def _boot_log(data: bytes) -> None:
     registers = ccel.replay(ccel.parse_log(data))
-    _promised([len(value) for value in registers] == [48] * 4)
+    promised([len(value) for value in registers] == [48] * 4)
 
 
 def _boot_log_seeds() -> list[bytes]:
@@ -304,7 +278,7 @@ def _boot_table(data: bytes) -> None:
 
 def _dstack_log(data: bytes) -> None:
     registers = ccel.replay(dstack.parse_log(data))
-    _promised([len(value) for value in registers] == [48] * 4)
+    promised([len(value) for value in registers] == [48] * 4)
 
 
 def _dstack_seeds() -> list[bytes]:
@@ -316,7 +290,7 @@ def _dstack_seeds() -> list[bytes]:
 
 
 def _azure_evidence(data: bytes) -> None:
-    _promised(decode_azure(data).encode() == data)
+    promised(decode_azure(data).encode() == data)
 
 
 def _tpm_response(data: bytes) -> None:
@@ -324,8 +298,8 @@ def _tpm_response(data: bytes) -> None:
     index = tpm.NvIndex(lambda _: data, 0x01400001)
     try:
         size = index.size()
-        _promised(size is None or 0 <= size < 1 << 16)
-        _promised(len(index.read(2)) == 2)
+        promised(size is None or 0 <= size < 1 << 16)
+        promised(len(index.read(2)) == 2)
     except PassingTrouble:
         return
 
@@ -342,7 +316,7 @@ def _tpm_seeds() -> list[bytes]:
 
 
 def _qgs_response(data: bytes) -> None:
-    _promised(len(qgs.decode_response(data)) <= MAX_QUOTE_BYTES)
+    promised(len(qgs.decode_response(data)) <= MAX_QUOTE_BYTES)
 
 
 def _qgs_seeds() -> list[bytes]:
@@ -426,4 +400,7 @@ TARGETS: dict[str, Target] = {
     "audit-export": Target(administration.audit_export, administration.audit_export_seeds),
     "model-signature": Target(provenance.signature, provenance.signature_seeds),
     "trusted-signers": Target(provenance.trust, provenance.trust_seeds, 512),
+    **serving_codecs.TARGETS,
+    **serving_requests.TARGETS,
+    **serving_files.TARGETS,
 }

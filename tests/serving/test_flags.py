@@ -59,6 +59,19 @@ def test_switches(text: str, value: bool) -> None:
     assert config.tensor_content is value
 
 
+def test_channel_arguments_are_numbers_where_grpc_takes_them_as_numbers() -> None:
+    """Fuzzing found ``--1``, which no rule had kept from being read as a number."""
+    text = "a=1,b=-2,c=--1,d=99999999999,e=,f=\u0661,g=-"
+    assert flags.parse([BASE, f"--grpc_channel_arguments={text}"]).grpc_options == (
+        ("a", 1),
+        ("b", -2),
+        *(
+            (name, value)
+            for name, value in zip("cdefg", ("--1", "9" * 11, "", "\u0661", "-"), strict=True)
+        ),
+    )
+
+
 @pytest.mark.parametrize(
     ("argument", "code"),
     [

@@ -183,7 +183,8 @@ def test_ssl_config_takes_file_paths_beside_it(tmp_path: Path) -> None:
         ("nonsense", "tls.config_malformed"),
         ("", "tls.config_malformed"),
         ('server_key: "x"', "tls.config_malformed"),
-        ('server_key: "none.key" server_cert: "none.crt"', "file.unreadable"),
+        ('server_key: "none.key" server_cert: "none.crt"', "tls.config_malformed"),
+        ('server_key: "a\\000b" server_cert: "none.crt"', "tls.config_malformed"),
         (ssl_config(A, "client_verify: true"), "tls.config_malformed"),
         (ssl_config(Pair("", A.key, B.certificate)), "tls.identity_malformed"),
         (ssl_config(Pair("", A.certificate, A.certificate)), "tls.identity_malformed"),
@@ -197,6 +198,19 @@ def test_a_bad_ssl_config_is_refused_and_not_quoted(tmp_path: Path, text: str, c
         source(TlsConfig(file))
     assert caught.value.code == code
     assert "PRIVATE" not in str(caught.value)
+
+
+def test_a_key_that_lost_its_first_line_is_not_quoted_as_a_path(tmp_path: Path) -> None:
+    """Fuzzing found the neighbour of it: what is no PEM text was shown in full."""
+    body = A.key.decode().replace("-----BEGIN PRIVATE KEY-----\n", "").replace("\n", "\\n")
+    file = tmp_path / "ssl.cfg"
+    for text in (body, body.split("\\n")[0]):
+        file.write_text(f'server_key: "{text}" server_cert: "b.crt"')
+        with pytest.raises(InputError) as caught:
+            source(TlsConfig(file))
+        whole = json.dumps(caught.value.to_dict()) + repr(caught.value)
+        assert text[:20] not in whole
+        assert "server_key is neither PEM text nor a file" in whole
 
 
 def test_keys_are_in_no_repr(tmp_path: Path) -> None:

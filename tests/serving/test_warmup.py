@@ -42,6 +42,13 @@ def predict_log(key: str = "x") -> bytes:
     return log.SerializeToString()
 
 
+def no_tasks() -> bytes:
+    """Fuzzing found that the model's name was looked for where such a request has none."""
+    log = api_pb2.PredictionLog()
+    log.multi_inference_log.request.SetInParent()
+    return log.SerializeToString()
+
+
 def loaded(tmp_path: Path, content: bytes, *, warm_up: bool = True) -> tuple[Catalog, FakeRuntime]:
     base = make_versions(tmp_path / "m", 1)
     file = base / "1" / FILE
@@ -73,6 +80,7 @@ def test_records_are_answered_before_the_model_serves(tmp_path: Path) -> None:
         (record(b"\xff"), "Failed to parse warmup record"),
         (record(b""), "records of kind None are not replayed"),
         (record(api_pb2.PredictionLog(session_run_log=b"").SerializeToString()), "session_run_log"),
+        (record(no_tasks()), "Inference request has no tasks"),
         (record(predict_log())[:-1], "the file ends within a record"),
         (record(predict_log())[:5], "the file ends within a record"),
         (record(predict_log())[:-1] + b"?", "the checksum of a record is wrong"),

@@ -11,6 +11,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ __all__ = ["FLAGS", "Effect", "Flag", "parse", "usage"]
 
 
 Value = bool | int | str
+
+_SMALL_NUMBER = re.compile("-?[0-9]{1,9}")
 
 _MOST_WAITING = 128
 
@@ -284,5 +287,7 @@ def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
                 f"{item!r} is not of the form key=value",
                 where="--grpc_channel_arguments",
             )
-        arguments.append((name, int(value) if value.lstrip("-").isdecimal() else value))
+        # gRPC takes numbers of 32 bits; anything else goes on as text.
+        small = _SMALL_NUMBER.fullmatch(value)
+        arguments.append((name, int(value) if small else value))
     return tuple(arguments)

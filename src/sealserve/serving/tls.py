@@ -22,6 +22,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificatePublicKeyTypes,
+    PublicKeyTypes,
+)
 from google.protobuf import text_format
 
 from sealserve.certificates import load_key_pair
@@ -35,6 +39,14 @@ __all__ = ["Identities", "Identity", "TlsSource"]
 
 _MAX_PEM_BYTES = 2**20
 _PEM_START = "-----BEGIN "
+# What cryptography raises of certificates that are none, or of an odd kind.
+_ODD_CERTIFICATES = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True)
@@ -199,14 +211,24 @@ def _read_all(config: TlsConfig) -> tuple[Identities, dict[Path, Stamp]]:
         stamps[file] = stamp_of(file)
         wire = _read_ssl_config(file)
 
-        def pem(text: str) -> bytes:
+        def pem(field: str) -> bytes:
+            text: str = getattr(wire, field)
             if _PEM_START in text:
                 return text.encode()
-            return read(file.resolve().parent / text)
+            try:
+                return read(file.resolve().parent / text)
+            except (SealserveError, ValueError):
+                # A key that lost its first line would be taken for a path: it is not quoted.
+                raise InputError(
+                    "tls.config_malformed",
+                    f"{field} is neither PEM text nor a file that can be read",
+                    where=str(file),
+                    hint="a relative path starts at the directory of the file",
+                ) from None
 
-        all_.append(_identity(pem(wire.server_key), pem(wire.server_cert), str(file)))
+        all_.append(_identity(pem("server_key"), pem("server_cert"), str(file)))
         client_verify = wire.client_verify
-        client_ca = pem(wire.custom_ca) if wire.custom_ca else None
+        client_ca = pem("custom_ca") if wire.custom_ca else None
         if client_verify and client_ca is None:
             raise InputError(
                 "tls.config_malformed", "client_verify needs a custom_ca", where=str(file)
@@ -245,15 +267,13 @@ def _identity(key_source: bytes, chain_source: bytes, where: str) -> Identity:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise _bad_identity("there is no unencrypted PEM private key", where) from None
     chain = _certificates(chain_source, where)
-    spki = serialization.PublicFormat.SubjectPublicKeyInfo
-    der = serialization.Encoding.DER
-    if key.public_key().public_bytes(der, spki) != chain[0].public_key().public_bytes(der, spki):
-        raise _bad_identity("the key does not belong to the first certificate", where)
     try:
-        names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        dns_names = tuple(names.get_values_for_type(x509.DNSName))
-    except x509.ExtensionNotFound:
-        dns_names = ()
+        fits = _spki(key.public_key()) == _spki(chain[0].public_key())
+        dns_names = _dns_names(chain[0])
+    except _ODD_CERTIFICATES:
+        raise _bad_identity("the certificate cannot be read", where) from None
+    if not fits:
+        raise _bad_identity("the key does not belong to the first certificate", where)
     return Identity(
         key_pem=_pem_blocks(key_source, b"KEY"),
         chain_pem=b"".join(each.public_bytes(serialization.Encoding.PEM) for each in chain),
@@ -261,10 +281,24 @@ def _identity(key_source: bytes, chain_source: bytes, where: str) -> Identity:
     )
 
 
+def _spki(key: PublicKeyTypes | CertificatePublicKeyTypes) -> bytes:
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _dns_names(certificate: x509.Certificate) -> tuple[str, ...]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(names.get_values_for_type(x509.DNSName))
+
+
 def _certificates(source: bytes, where: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(_pem_blocks(source, b"CERTIFICATE"))
-    except ValueError:
+    except _ODD_CERTIFICATES:
         raise _bad_identity("there is no PEM certificate", where) from None
 
 

@@ -142,7 +142,8 @@ def _answer(service: PredictionService, record: bytes, name: str) -> None:
     if kind is None or kind not in answers:
         raise InputError("warmup.kind_unsupported", f"records of kind {kind} are not replayed")
     request: Any = getattr(log, kind).request
-    specs = [task.model_spec for task in getattr(request, "tasks", ())] or [request.model_spec]
+    several = kind == "multi_inference_log"
+    specs = [task.model_spec for task in request.tasks] if several else [request.model_spec]
     for spec in specs:
         spec.name = name
         spec.ClearField("version")
