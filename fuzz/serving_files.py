@@ -7,12 +7,11 @@ import io
 import json
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,12 +25,14 @@ from sealserve.serving import flags, warmup
 from sealserve.serving.access import Peer, Role, read_access_file
 from sealserve.serving.batching.parameters import read_parameters
 from sealserve.serving.config import TlsConfig, read_metrics_path, read_model_config
+from sealserve.serving.crc32c import masked
+from sealserve.serving.runtimes.checkpoint import check_variables
 from sealserve.serving.runtimes.flexbuffers import read_string_map
-from sealserve.serving.runtimes.saved_model import read_meta_graph, stateful_operations
+from sealserve.serving.runtimes.saved_model import operations_behind, read_meta_graph, stateful
 from sealserve.serving.runtimes.tflite import read_signatures
 from sealserve.serving.tls import TlsSource
 from sealserve.wire.serving import api_pb2
-from sealserve.wire.tensorflow import graph_pb2
+from sealserve.wire.tensorflow import bundle_pb2, graph_pb2
 
 __all__ = ["TARGETS"]
 
@@ -140,13 +141,8 @@ def _records(file: Path) -> None:
 def _record(content: bytes) -> bytes:
     size = struct.pack("<Q", len(content))
     return b"".join(
-        [size, *(struct.pack("<I", _masked(size)), content, struct.pack("<I", _masked(content)))]
+        [size, *(struct.pack("<I", masked(size)), content, struct.pack("<I", masked(content)))]
     )
-
-
-def _masked(part: bytes) -> int:
-    crc: int = google_crc32c.value(part)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _log_seeds() -> list[bytes]:
@@ -171,7 +167,8 @@ def _prediction_log(data: bytes) -> None:
 def _saved_model(file: Path) -> None:
     meta = read_meta_graph(file.parent, ("serve",))
     for signature in meta.signature_def.values():
-        promised(all(stateful_operations(meta.graph_def, signature)))
+        operations = operations_behind(meta.graph_def, signature)
+        promised(set(stateful(operations)) <= operations)
 
 
 def _saved_model_seeds() -> list[bytes]:
@@ -187,6 +184,52 @@ def _saved_model_seeds() -> list[bytes]:
     inner.signature.name = "inner"
     inner.node_def.add(name="v", op="AssignVariableOp")
     return [saved.SerializeToString()]
+
+
+def _variables(data: bytes) -> None:
+    """An index as it is, or, after a first byte that is odd, values with zero bytes between."""
+    odd = data[0] % 2 if data else 0
+    index = _table(data[1:].split(b"\0\0")) if odd else data[1:]
+    place = _place() / "variables"
+    place.mkdir(exist_ok=True)
+    (place / "variables.index").write_bytes(index)
+    check_variables(place.parent)
+
+
+def _table(values: list[bytes]) -> bytes:
+    """A table of sorted strings of one block: the header's key is empty, the others follow."""
+    keys = [b"", *(b"v%02d" % number for number in range(1, len(values)))]
+    table = _block(zip(keys, values, strict=True))
+    handle = _varint(0) + _varint(len(table) - 5)
+    start = len(table)
+    table += _block([(b"z", handle)])
+    footer = _varint(0) * 2 + _varint(start) + _varint(len(table) - start - 5)
+    return table + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
+
+
+def _block(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
+    body = b"".join(
+        b"\0" + _varint(len(key)) + _varint(len(value)) + key + value for key, value in entries
+    )
+    body += struct.pack("<IIB", 0, 1, 0)
+    return body + struct.pack("<I", masked(body))
+
+
+def _varint(number: int) -> bytes:
+    low = [number >> shift & 127 for shift in range(0, max(number.bit_length(), 1), 7)]
+    return bytes(byte | 128 for byte in low[:-1]) + bytes(low[-1:])
+
+
+def _variables_seeds() -> list[bytes]:
+    header = bundle_pb2.BundleHeaderProto(num_shards=1).SerializeToString()
+    entry = bundle_pb2.BundleEntryProto(dtype=1, size=4, crc32c=0x07070707)  # type: ignore[arg-type]
+    none = _table([bundle_pb2.BundleHeaderProto().SerializeToString()])
+    return [
+        b"\0" + none,
+        b"\1",
+        b"\1" + header,
+        b"\1" + header + b"\0\0" + entry.SerializeToString(),
+    ]
 
 
 def _string_map(data: bytes) -> None:
@@ -284,6 +327,7 @@ TARGETS: dict[str, Target] = {
     "warm-up-file": Target(_in_file(_records), _record_seeds, 512),
     "prediction-log": Target(_prediction_log, _log_seeds, 512),
     "saved-model": Target(_in_file(_saved_model, "saved_model.pb"), _saved_model_seeds, 2048),
+    "variables-index": Target(_variables, _variables_seeds, 512),
     "lite-file": Target(_lite, _lite_seeds, 1024),
     "string-map": Target(_string_map, _string_map_seeds, 256),
 }

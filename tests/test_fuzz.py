@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from fuzz import engines, run
+from fuzz import engines, run, serving_files
 from fuzz.targets import TARGETS, Target, feed
 
 from sealserve.errors import InputError, InternalError
+from sealserve.wire.serving import api_pb2
+from sealserve.wire.tensorflow import bundle_pb2
 from tests.conftest import ROOT
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
@@ -37,6 +39,43 @@ def test_no_target_cares_about_a_cut(name: str) -> None:
     for seed in target.seeds():
         for end in range(0, len(seed), max(1, len(seed) // 50)):
             feed(target, seed[:end])
+
+
+def shards(count: int, **entry: int) -> bytes:
+    """An index of variables in so many files, with one entry."""
+    header = bundle_pb2.BundleHeaderProto(num_shards=count).SerializeToString()
+    one = bundle_pb2.BundleEntryProto(crc32c=0x07070707, **entry)  # type: ignore[arg-type]
+    return b"\1" + header + b"\0\0" + one.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("ssl-config", b'server_key: "a\0b" server_cert: "c"'),
+        ("command-line", b"--model_base_path=/m\0--grpc_channel_arguments=a=--1"),
+        ("prediction-log", api_pb2.PredictionLog(multi_inference_log={}).SerializeToString()),
+        # Each file was looked for among all entries: two thousand million times nothing.
+        (
+            "variables-index",
+            b"\1" + bundle_pb2.BundleHeaderProto(num_shards=2**31 - 1).SerializeToString(),
+        ),
+        ("variables-index", shards(2, dtype=1, size=4, shard_id=2)),
+        ("variables-index", shards(2, dtype=1, size=4, shard_id=-1)),
+    ],
+)
+def test_what_once_was_a_finding(name: str, data: bytes) -> None:
+    feed(TARGETS[name], data)
+
+
+def test_strings_of_a_checkpoint_take_no_more_memory_than_their_file_has(tmp_path: Path) -> None:
+    raw = shards(1, dtype=7, size=2**62)
+    with pytest.raises(InputError):
+        TARGETS["variables-index"].run(raw)
+    place = serving_files._place() / "variables"
+    (place / "variables.data-00000-of-00001").write_bytes(b"\1a")
+    with pytest.raises(InputError, match="another checksum"):
+        TARGETS["variables-index"].run(raw)
+    (place / "variables.data-00000-of-00001").unlink()
 
 
 def raising(error: BaseException) -> Target:

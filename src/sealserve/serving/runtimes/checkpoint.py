@@ -16,6 +16,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,8 +56,12 @@ def check_variables(version: Path) -> None:
         raise _refusal(str(error) or type(error).__name__, index) from None
     if header.endianness:
         raise _refusal("the checkpoint is big-endian", index)
-    for shard in range(header.num_shards):
-        here = {key: entry for key, entry in tensors.items() if entry.shard_id == shard}
+    shards: dict[int, dict[str, bundle_pb2.BundleEntryProto]] = {}
+    for key, entry in tensors.items():
+        shards.setdefault(entry.shard_id, {})[key] = entry
+    for shard, here in shards.items():
+        if not 0 <= shard < header.num_shards:
+            raise _refusal(f"there is no file {shard} of {header.num_shards}", index)
         data = index.with_name(f"variables.data-{shard:05}-of-{header.num_shards:05}")
         _check_shard(data, here)
 
@@ -155,7 +160,8 @@ def _check_shard(data: Path, tensors: dict[str, bundle_pb2.BundleEntryProto]) ->
 def _checksum(file: IO[bytes], entry: bundle_pb2.BundleEntryProto) -> int:
     file.seek(entry.offset)
     if entry.dtype == tensor_pb2.DT_STRING:
-        return _string_checksum(file.read(entry.size), entry)
+        rest = max(0, os.fstat(file.fileno()).st_size - entry.offset)
+        return _string_checksum(file.read(min(entry.size, rest)), entry)
     checksum, left = 0, entry.size
     while left:
         piece = file.read(min(left, _PIECE))
