@@ -100,7 +100,7 @@ def test_each_system_package_is_named_with_its_purpose() -> None:
 
 def test_the_data_path_of_volumes_stays_small() -> None:
     """Engine, cipher, verity and parser hold what an attacker touches first: 800 lines of code."""
-    names = ("engine", "cipher", "verity", "luks2")
+    names = ("engine", "cipher", "verity", "luks2", "strict")
     paths = (ROOT / "src" / "sealserve" / "volume" / f"{name}.py" for name in names)
     assert sum(_lines_of_code(path.read_text()) for path in paths) <= 800
 

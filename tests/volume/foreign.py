@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sealserve.volume.tls_files import make_tls_files
 from tests.volume.conftest import MARKER, tool
 
 PASSPHRASE = b'Intel says: \xc3\xa4 "quoted" $pass word'
@@ -21,8 +22,7 @@ def original_tree(root: Path) -> Path:
     (model / "1" / "saved_model.pb").write_bytes(MARKER * 99)
     (model / "1" / "variables" / "data").write_bytes(os.urandom(700_001))
     (model / "resnet.pb").write_bytes(os.urandom(9000))
-    (root / "ssl_configure").mkdir()
-    (root / "ssl_configure" / "ssl.cfg").write_text('server_key: "secret"\n')
+    _make_ssl_config(root / "ssl_configure")
     (root / "ssl_configure" / "ssl.cfg").chmod(0o600)
     (root / "run me.sh").write_text("#!/bin/sh\n")
     (root / "run me.sh").chmod(0o755)
@@ -30,6 +30,21 @@ def original_tree(root: Path) -> Path:
     if os.geteuid() == 0:
         os.chown(root / "run me.sh", 1000, 1000)
     return root
+
+
+def _make_ssl_config(directory: Path) -> None:
+    """As ``generate_ssl_config.sh`` writes it: PEM with all of its base64 in one line."""
+    made = make_tls_files("grpc.tf.service.com", directory)
+
+    def one_line(path: Path) -> str:
+        begin, *body, end = path.read_text().strip().splitlines()
+        return f"{begin}\\n{''.join(body)}\\n{end}"
+
+    made.config.write_text(
+        f"server_key: '{one_line(made.key)}'\n"
+        f"server_cert: '{one_line(made.certificate)}'\n"
+        "client_verify: false\n"
+    )
 
 
 def filesystem(path: Path, source: Path | None, size: int = 12 * MIB, *more: str) -> Path:

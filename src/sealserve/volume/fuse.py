@@ -35,7 +35,7 @@ from sealserve import logs
 from sealserve.errors import SealserveError, Unavailable
 from sealserve.hardening import forbid_core_dumps, lock_memory, mark_io_flusher
 from sealserve.volume import state as states
-from sealserve.volume.child import FILE_NAME, lazy_unmount
+from sealserve.volume.child import DIRECTORY_PREFIX, FILE_NAME, lazy_unmount
 from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher, wipe
 from sealserve.volume.engine import PlainView, SealedView, WritableView
 from sealserve.volume.fuse_protocol import Denied, FileServer, mount
@@ -136,8 +136,13 @@ class _Lifeline(threading.Thread):
 
     def forget(self) -> None:
         """Remove what the parent would have removed: the mount's state, and its mount point."""
-        state = states.abandoned(self._mountpoint) if self._mountpoint else None
+        if self._mountpoint is None:
+            return
+        state = states.abandoned(self._mountpoint)
         if state is None:
+            if self._mountpoint.name.startswith(DIRECTORY_PREFIX):  # an import's, never announced
+                with contextlib.suppress(OSError):
+                    self._mountpoint.rmdir()
             return
         if state.made:
             with contextlib.suppress(OSError):
