@@ -52,8 +52,8 @@ def bare(saved_model: Path, requests: int) -> list[float]:
 
 
 @contextlib.contextmanager
-def served(models: Path, ssl_config: Path) -> Iterator[int]:
-    """The gRPC port of a server process."""
+def served(*flags: str) -> Iterator[int]:
+    """The gRPC port of a server process with these flags."""
     reader, writer = os.pipe()
     process = subprocess.Popen(
         [
@@ -63,10 +63,8 @@ def served(models: Path, ssl_config: Path) -> Iterator[int]:
             "serve",
             "--port=0",
             "--bind_address=127.0.0.1",
-            f"--model_name={_MODEL}",
-            f"--model_base_path={models / _MODEL}",
-            f"--ssl_config_file={ssl_config}",
             f"--ready_fd={writer}",
+            *flags,
         ],
         pass_fds=[writer],
         stderr=subprocess.DEVNULL,
@@ -94,7 +92,12 @@ def main() -> None:
         latencies = bare(imported.path, requests)
         limit = 1 / float(np.mean(latencies))
         print(f"bare OpenVINO, f32     {np.median(latencies) * 1e3:6.1f} ms  {limit:5.1f} images/s")
-        with served(directory / "models", tls.config) as port:
+        flags = (
+            f"--model_name={_MODEL}",
+            f"--model_base_path={directory / 'models' / _MODEL}",
+            f"--ssl_config_file={tls.config}",
+        )
+        with served(*flags) as port:
             for tasks in (1, 4):
                 result = run_bench(
                     lambda: connect_classic(

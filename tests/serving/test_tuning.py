@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from sealserve.serving.runtimes.base import Model
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.runtimes.tuning import Tuner
 from tests.serving.conftest import question_of
+from tests.soak import times
 
 BASE = "--model_base_path=/models/m"
 
@@ -99,6 +102,20 @@ def test_bfloat16_is_computed_only_when_asked_for(models: Path) -> None:
         assert 1e-5 < errors["bf16"] < 0.05
     else:
         assert "the processor has no bfloat16" in told["tuning"]
+
+
+def test_the_first_requests_may_come_together(models: Path) -> None:
+    """A server of two streams once stood still for ever: OpenVINO's binding, on first use."""
+    script = Path(__file__).with_name("first_requests.py")
+    for _ in range(times(30, 3)):
+        done = subprocess.run(
+            [sys.executable, script, models / "affine" / "1"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=40,
+        )
+        assert done.stdout == "answered\n", done.stderr[-2000:]
 
 
 def test_a_lite_file_goes_first_only_when_preferred(models: Path, tmp_path: Path) -> None:

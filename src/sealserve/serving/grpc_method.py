@@ -23,7 +23,7 @@ from sealserve.errors import InputError, SealserveError
 from sealserve.logs import Log
 from sealserve.serving.access import Gate, Peer, Role, key_in
 from sealserve.serving.calls import REQUEST_ID, Call, Calls
-from sealserve.serving.patience import Patience, patient
+from sealserve.serving.deadline import Deadline, under
 from sealserve.serving.status import Status, status_of
 
 __all__ = ["Methods", "sentence"]
@@ -64,7 +64,7 @@ class Methods:
             try:
                 if role is not None:
                     self.gate.check(role, call.peer)
-                with patient(_patience(context)):
+                with under(_deadline(context)):
                     response = answer(_decoded(raw, request_type), call).SerializeToString()
             except SealserveError as error:
                 failure, status, message = error, status_of(error), sentence(error)
@@ -99,9 +99,9 @@ def _decoded(raw: bytes, request_type: type[Message]) -> Message:
         ) from None
 
 
-def _patience(context: grpc.ServicerContext) -> Patience:
+def _deadline(context: grpc.ServicerContext) -> Deadline:
     remaining: float | None = context.time_remaining()  # the stubs do not know of None
-    return Patience(
+    return Deadline(
         until=None if remaining is None else time.monotonic() + remaining,
         cancelled=lambda: not context.is_active(),
         when_cancelled=context.add_callback,

@@ -27,9 +27,9 @@ from sealserve.serving.access import Gate, Peer, Role, key_in
 from sealserve.serving.calls import REQUEST_ID, Call, Calls
 from sealserve.serving.config import ServerConfig
 from sealserve.serving.dataplane import Dataplane
+from sealserve.serving.deadline import Deadline, under
 from sealserve.serving.health import Health
 from sealserve.serving.metrics import CONTENT_TYPE
-from sealserve.serving.patience import Patience, patient
 from sealserve.serving.rest_api import RestApi
 from sealserve.serving.rest_body import read_body
 from sealserve.serving.rest_json import dump
@@ -157,13 +157,13 @@ class RestFront:
         return await self._in_pool(lambda: work(body, call))
 
     async def _in_pool(self, work: Callable[[], bytes | Packed]) -> bytes | Packed:
-        patience = Patience(until=time.monotonic() + self._config.rest_timeout)
+        deadline = Deadline(until=time.monotonic() + self._config.rest_timeout)
 
-        def patiently() -> bytes | Packed:
-            with patient(patience):
+        def in_time() -> bytes | Packed:
+            with under(deadline):
                 return work()
 
-        running = asyncio.get_running_loop().run_in_executor(self._pool, patiently)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, in_time)
         try:
             return await asyncio.wait_for(running, self._config.rest_timeout)
         except TimeoutError:

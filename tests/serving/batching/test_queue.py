@@ -16,7 +16,7 @@ import pytest
 from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.serving.batching.parameters import BatchingParameters
 from sealserve.serving.batching.queue import BatchQueue, Piece, Turns
-from sealserve.serving.patience import Patience, patient
+from sealserve.serving.deadline import Deadline, under
 
 HOUR = 3_600_000_000
 
@@ -49,12 +49,12 @@ class Bench:
         return [f"{work}[{begin}:{end}]" for work, begin, end in batch]
 
     def ask(
-        self, work: str, size: int = 1, key: str = "k", patience: Patience | None = None
+        self, work: str, size: int = 1, key: str = "k", deadline: Deadline | None = None
     ) -> Future[list[Any]]:
         """Submit in another thread; returns once the task is queued, begun or refused."""
 
         def run() -> list[Any]:
-            with patient(patience or Patience()):
+            with under(deadline or Deadline()):
                 return [piece.answer for piece in self.queue.run(key, size, work)]
 
         before, begun = self.size(), len(self.batches)
@@ -247,7 +247,7 @@ class Caller:
     def __init__(self) -> None:
         self.gone = False
         self.listeners: list[Callable[[], None]] = []
-        self.patience = Patience(None, lambda: self.gone, self.listeners.append)
+        self.deadline = Deadline(None, lambda: self.gone, self.listeners.append)
 
     def give_up(self) -> None:
         self.gone = True
@@ -260,7 +260,7 @@ def test_who_gives_up_is_not_computed_and_holds_no_place(make: Callable[..., Ben
     bench.hold()
     callers = [Caller() for _ in range(3)]
     gone = [
-        bench.ask(f"gone{number}", 1, patience=caller.patience)
+        bench.ask(f"gone{number}", 1, deadline=caller.deadline)
         for number, caller in enumerate(callers)
     ]
     stays = bench.ask("stays")
@@ -278,7 +278,7 @@ def test_who_gives_up_is_not_computed_and_holds_no_place(make: Callable[..., Ben
 def test_a_deadline_ends_the_waiting(make: Callable[..., Bench]) -> None:
     bench = make()
     held = bench.hold()
-    late = bench.ask("late", patience=Patience(until=time.monotonic() + 0.05))
+    late = bench.ask("late", deadline=Deadline(until=time.monotonic() + 0.05))
     with pytest.raises(Unavailable) as caught:
         late.result(60)
     assert caught.value.code == "request.too_late"
@@ -294,8 +294,8 @@ def test_who_is_late_when_the_batch_begins_is_dropped_and_still_leads(
     bench = make()
     bench.hold()
     caller = Caller()
-    silent = Patience(None, lambda: caller.gone)  # nobody tells its thread
-    late, other = bench.ask("late", patience=silent), bench.ask("other")
+    silent = Deadline(None, lambda: caller.gone)  # nobody tells its thread
+    late, other = bench.ask("late", deadline=silent), bench.ask("other")
     caller.gone = True
     bench.may_end.set()
     assert code_of(late) == "request.cancelled"
@@ -307,7 +307,7 @@ def test_an_answer_under_way_is_given_though_others_give_up(make: Callable[..., 
     bench = make()
     bench.hold()
     caller = Caller()
-    leader, other = bench.ask("leader", patience=caller.patience), bench.ask("other")
+    leader, other = bench.ask("leader", deadline=caller.deadline), bench.ask("other")
     bench.may_end.set()
     caller.give_up()
     assert other.result(60) == ["other[0:1]"]
@@ -328,7 +328,7 @@ def test_whatever_happens_nobody_waits_for_ever(make: Callable[..., Bench]) -> N
     callers = [Caller() for _ in range(400)]
 
     def ask(number: int) -> str:
-        with patient(callers[number].patience):
+        with under(callers[number].deadline):
             try:
                 pieces = bench.queue.run(number % 3, 1 + number % 8, f"w{number}")
             except SealserveError as error:

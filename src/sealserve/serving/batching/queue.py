@@ -25,7 +25,7 @@ from typing import Any
 
 from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.serving.batching.parameters import BatchingParameters
-from sealserve.serving.patience import Patience, current
+from sealserve.serving.deadline import Deadline, current
 
 __all__ = ["BatchQueue", "Compute", "Piece", "Turns"]
 
@@ -82,7 +82,7 @@ class _Task:
     key: Hashable
     size: int
     work: Any
-    patience: Patience
+    deadline: Deadline
     arrived: float
     pieces: list[Piece] = field(default_factory=list)
     open: list[_Batch] = field(default_factory=list)
@@ -187,9 +187,9 @@ class BatchQueue:
             Unavailable: ``request.queue_full``, ``request.too_late``, ``request.cancelled``.
             Exception: what computing it has raised.
         """
-        patience = current()
-        task = _Task(key, size, work, patience, time.monotonic())
-        patience.when_cancelled(task.woken.set)
+        deadline = current()
+        task = _Task(key, size, work, deadline, time.monotonic())
+        deadline.when_cancelled(task.woken.set)
         with self._turns.lock:
             self._enqueue(task)
             self._turns.start(task.arrived)
@@ -239,8 +239,8 @@ class BatchQueue:
                 task.woken.clear()
                 batch, task.leads = task.leads, None
                 if batch is None:
-                    if task.error is None and task.missing and task.patience.ended:
-                        task.error = _given_up(task.patience)
+                    if task.error is None and task.missing and task.deadline.ended:
+                        task.error = _given_up(task.deadline)
                     if task.error is not None or not task.missing:
                         self._withdraw(task)
                         return
@@ -256,14 +256,14 @@ class BatchQueue:
     def _pause(task: _Task, now: float) -> float | None:
         """How long to sleep unless woken; the first task of a batch minds its time."""
         times = [each.due for each in task.open if each.pieces[0].task is task and each.due > now]
-        if task.patience.until is not None:
-            times.append(task.patience.until)
+        if task.deadline.until is not None:
+            times.append(task.deadline.until)
         return max(0.0, min(times) - now) if times else None
 
     def _lead(self, batch: _Batch, leader: _Task) -> None:
         """Run a batch in this thread, for all who wait for it."""
         now = time.monotonic()
-        alive = [each for each in batch.pieces if not each.task.patience.ended]
+        alive = [each for each in batch.pieces if not each.task.deadline.ended]
         answers: Sequence[Any] = ()
         try:
             for piece in alive:
@@ -275,7 +275,7 @@ class BatchQueue:
         given = {id(piece): answer for piece, answer in zip(alive, answers, strict=True)}
         with self._turns.lock:
             for piece in batch.pieces:
-                late = _given_up(piece.task.patience) if id(piece) not in given else None
+                late = _given_up(piece.task.deadline) if id(piece) not in given else None
                 _finish(piece, given.get(id(piece), late))
             leader.busy = False
             self._running -= 1
@@ -353,8 +353,8 @@ def _finish(piece: Piece, answer: Any) -> None:
         task.woken.set()
 
 
-def _given_up(patience: Patience) -> SealserveError:
-    if patience.cancelled():
+def _given_up(deadline: Deadline) -> SealserveError:
+    if deadline.cancelled():
         return Unavailable("request.cancelled", "the call was cancelled while it was in the queue")
     return Unavailable("request.too_late", "Run() timeout exceeded while waiting in batching queue")
 

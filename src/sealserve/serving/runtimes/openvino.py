@@ -63,6 +63,7 @@ class OpenVinoRuntime:
         self._prefer_lite = config.prefer_lite
         self._precision = config.precision
         self._core = ov.Core()
+        _make_first_tensor()
         self._tuner = Tuner.here(config)
         log.info(
             "runtime",
@@ -284,6 +285,16 @@ class _OpenVinoModel(Model):
 
     def close(self) -> None:
         self._compiled.clear()
+
+
+def _make_first_tensor() -> None:
+    """Let OpenVINO's binding set itself up in one thread.
+
+    What it sets up with the first tensor of a process lets go of the interpreter's lock on
+    the way; a second thread that comes to the same place then holds that lock while it waits,
+    and neither ever goes on (2026.4).
+    """
+    np.asarray(ov.Tensor(np.zeros(1, np.float32), shared_memory=True).data)
 
 
 def _check_range(key: str, array: Array) -> None:

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-__all__ = ["ENDLESS", "Patience", "current", "patient"]
+__all__ = ["ENDLESS", "Deadline", "current", "under"]
 
 
 @dataclass(frozen=True)
-class Patience:
+class Deadline:
     """One caller's.
 
     Attributes:
@@ -41,19 +41,19 @@ class Patience:
         return self.too_late or self.cancelled()
 
 
-ENDLESS = Patience()
-_CURRENT: ContextVar[Patience] = ContextVar("patience", default=ENDLESS)
+ENDLESS = Deadline()
+_CURRENT: ContextVar[Deadline] = ContextVar("deadline", default=ENDLESS)
 
 
-def current() -> Patience:
+def current() -> Deadline:
     """Of the call that this thread works on."""
     return _CURRENT.get()
 
 
 @contextmanager
-def patient(patience: Patience) -> Iterator[None]:
+def under(deadline: Deadline) -> Iterator[None]:
     """Work on a call whose caller waits so long."""
-    before = _CURRENT.set(patience)
+    before = _CURRENT.set(deadline)
     try:
         yield
     finally:
