@@ -236,6 +236,33 @@ def test_values_take_the_types_of_the_signature() -> None:
     assert arrays["s"].tolist() == [b"\xff", b"\xff"]
 
 
+def test_values_of_several_kinds_keep_their_value_or_are_refused() -> None:
+    """numpy made floats of [0, 2**63], and a number of a true among numbers."""
+
+    def decoded(kind: int, text: str) -> Any:
+        signature = Signature("s", {"x": TensorSpec(kind, None)}, {}, "")
+        return parse_request(b'{"inputs": %s}' % text.encode()).decode(signature)["x"].tolist()
+
+    assert decoded(pb.DT_UINT64, f"[0, {2**63}, {2**64 - 1}]") == [0, 2**63, 2**64 - 1]
+    assert decoded(pb.DT_INT64, f"[{-(2**63)}, {2**63 - 1}]") == [-(2**63), 2**63 - 1]
+    assert decoded(pb.DT_DOUBLE, f"[1, {2**70}, 0.5]") == [1.0, 2.0**70, 0.5]
+    assert decoded(pb.DT_DOUBLE, f"[1, {2**70}]") == [1.0, 2.0**70]
+    assert decoded(pb.DT_BOOL, "[true, false]") == [True, False]
+    for kind, text in (
+        (pb.DT_FLOAT, "[true, 1.5]"),
+        (pb.DT_INT32, "[true, 2]"),
+        (pb.DT_BOOL, "[true, 2]"),
+        (pb.DT_INT32, "[1, 2.0]"),
+        (pb.DT_UINT64, f"[0, {2**64}]"),
+        (pb.DT_UINT64, f"[-1, {2**63}]"),
+        (pb.DT_DOUBLE, f"[1, {10**400}]"),
+        (pb.DT_COMPLEX64, "[1]"),
+    ):
+        with pytest.raises(InputError) as caught:
+            decoded(kind, text)
+        assert caught.value.code == "request.json_values", text
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("i", 128), ("i", 1.0), ("i", 10**30), ("b", 1), ("s", 1), ("s", {"b64": "?"}), ("f", "1")],

@@ -34,6 +34,7 @@ __all__ = [
     "array_of",
     "dump",
     "is_bytes",
+    "may_hold_truths",
     "parse_object",
     "parse_request",
     "plain",
@@ -42,6 +43,11 @@ __all__ = [
 ]
 
 _BYTES_SUFFIX = "_bytes"
+# For each kind of array that is wanted: the kinds that JSON's lists may have become, and
+# the types that a value in them may have.
+_ARRAYS_FOR = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}
+_VALUES_FOR: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
+_NO: set[type] = set()
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class JsonRequest:
     signature: str
     row: bool
     _values: Any
+    _truths: bool
 
     def decode(self, signature: Signature) -> Mapping[str, Array]:
         """The inputs as arrays of the signature's types.
@@ -65,7 +72,8 @@ class JsonRequest:
         """
         columns = _columns(self._values, signature) if self.row else _named(self._values, signature)
         return {
-            key: _array(key, signature.inputs.get(key), value) for key, value in columns.items()
+            key: _array(key, signature.inputs.get(key), value, truths=self._truths)
+            for key, value in columns.items()
         }
 
 
@@ -87,10 +95,15 @@ def parse_request(body: bytes) -> JsonRequest:
             raise _form("Expecting 'instances' to be an list/array")
         if not instances:
             raise _form("No values in 'instances' array")
-        return JsonRequest(signature, True, instances)
+        return JsonRequest(signature, True, instances, may_hold_truths(body))
     if "inputs" in parsed:
-        return JsonRequest(signature, False, parsed["inputs"])
+        return JsonRequest(signature, False, parsed["inputs"], may_hold_truths(body))
     raise _form("Missing 'inputs' or 'instances' key")
+
+
+def may_hold_truths(body: bytes) -> bool:
+    """Whether there can be a ``true`` or ``false``, which among numbers becomes a number."""
+    return b"true" in body or b"false" in body
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -211,28 +224,30 @@ def is_bytes(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str)
 
 
-def _array(key: str, spec: TensorSpec | None, value: Any) -> Array:
+def _array(key: str, spec: TensorSpec | None, value: Any, *, truths: bool) -> Array:
     if spec is None:
         raise _values(f"JSON object: does not have named input: {key}")
     if spec.dtype == pb.DT_STRING:
         return _string_array(key, value)
     try:
         found = np.asarray(value)
+        wanted = numpy_dtype(spec.dtype)
+        if found.size == 0 and found.dtype.kind == "f":
+            return found.astype(wanted)  # [] says nothing of its type
+        if truths or found.dtype.kind not in _ARRAYS_FOR.get(wanted.kind, ""):
+            # numpy makes one type of several, and of large numbers floats: look at each.
+            found = np.array(value, object)
+            if not set(map(type, found.reshape(-1).tolist())) <= _VALUES_FOR.get(wanted.kind, _NO):
+                raise _values(
+                    f'input "{key}" holds a JSON value that is not of expected type: '
+                    f"{_type_name(spec.dtype)}"
+                )
+        return _within(key, found, wanted)
     except (ValueError, OverflowError, RecursionError):
         raise _values(f'input "{key}" is not a list of lists of one size') from None
-    if found.size == 0 and found.dtype.kind == "f":
-        return found.astype(numpy_dtype(spec.dtype))  # [] says nothing of its type
-    return _typed(key, spec, found)
 
 
-def _typed(key: str, spec: TensorSpec, found: Array) -> Array:
-    wanted = numpy_dtype(spec.dtype)
-    allowed = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}.get(wanted.kind, "")
-    if found.dtype.kind not in allowed:
-        raise _values(
-            f'input "{key}" holds a JSON value that is not of expected type: '
-            f"{_type_name(spec.dtype)}"
-        )
+def _within(key: str, found: Array, wanted: np.dtype[Any]) -> Array:
     if wanted.kind in "iu" and found.size:
         limits = np.iinfo(wanted)
         if int(found.min()) < limits.min or int(found.max()) > limits.max:
@@ -319,13 +334,19 @@ def _slow(value: Any) -> bytes:
     return json.dumps(value, default=plain, separators=(",", ":")).encode()
 
 
-def array_of(key: str, data_type: int, value: Any) -> Array:
+def array_of(key: str, data_type: int, value: Any, *, truths: bool) -> Array:
     """JSON values as an array of a DataType.
+
+    Args:
+        key: the input's name.
+        data_type: the DataType.
+        value: lists of lists of values.
+        truths: what `may_hold_truths` says of the body.
 
     Raises:
         InputError: ``request.json_values``.
     """
-    return _array(key, TensorSpec(data_type, None), value)
+    return _array(key, TensorSpec(data_type, None), value, truths=truths)
 
 
 def plain(key: str, array: Array) -> Any:

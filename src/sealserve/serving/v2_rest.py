@@ -16,7 +16,7 @@ from sealserve.serving import v2
 from sealserve.serving.calls import Call
 from sealserve.serving.catalog import ModelSpec
 from sealserve.serving.dataplane import Dataplane
-from sealserve.serving.rest_json import array_of, dump, parse_object, plain
+from sealserve.serving.rest_json import array_of, dump, may_hold_truths, parse_object, plain
 from sealserve.serving.v2_binary import (
     EXTENSION,
     Packed,
@@ -109,7 +109,8 @@ class RestV2:
         spec: ModelSpec = v2.spec_of(name, version)
         call.model = name
         parsed = parse_object(body)
-        inputs = dict(_tensor(each, raw) for each in _objects(parsed, "inputs"))
+        truths = may_hold_truths(body)
+        inputs = dict(_tensor(each, raw, truths) for each in _objects(parsed, "inputs"))
         raw.end()
         parameters = parsed.get("parameters")
         signature = parameters.get("signature_name", "") if isinstance(parameters, dict) else ""
@@ -146,7 +147,7 @@ def _objects(parsed: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return found
 
 
-def _tensor(value: dict[str, Any], raw: RawTensors) -> tuple[str, Array]:
+def _tensor(value: dict[str, Any], raw: RawTensors, truths: bool) -> tuple[str, Array]:
     name, datatype, shape = (value.get(key) for key in ("name", "datatype", "shape"))
     stated = isinstance(shape, list) and all(type(size) is int for size in shape)
     if not isinstance(name, str) or not isinstance(datatype, str) or not stated:
@@ -158,7 +159,8 @@ def _tensor(value: dict[str, Any], raw: RawTensors) -> tuple[str, Array]:
         if "data" in value:
             raise v2.tensor_error(name, "its data stand both in the JSON and behind it")
         return name, v2.from_raw(name, datatype, sizes, behind)
-    flat = array_of(name, v2.data_type(datatype), value.get("data", [])).reshape(-1)
+    values = value.get("data", [])
+    flat = array_of(name, v2.data_type(datatype), values, truths=truths).reshape(-1)
     if len(flat) != count:
         raise v2.tensor_error(name, f"{len(flat)} values for {count} elements")
     return name, flat.reshape(sizes)
