@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import hashlib
 import json
@@ -13,13 +14,17 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from sealserve.errors import InputError, Refused
 from sealserve.logs import make_log
-from sealserve.serving.access import Gate, Peer, Role
+from sealserve.serving.access import Gate, Peer, Role, names_of
 from sealserve.serving.config import LifeConfig, ModelConfig, ServerConfig
 from sealserve.serving.rest_body import unzip
 from sealserve.wire.serving import api_pb2
@@ -177,6 +182,21 @@ def test_roles_follow_names_and_fingerprints(tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
         gate.check(Role.PREDICT, Peer())
     assert caught.value.code == "access.unknown_caller"
+
+
+def test_a_certificate_with_names_of_an_unknown_kind_means_nobody() -> None:
+    """TLS may have verified it; the error of its names was a bug's to the caller."""
+    key, nobody = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.datetime.now(datetime.UTC)
+    x400 = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x30\x02\xa3\x00")
+    certificate = (
+        x509.CertificateBuilder(nobody, nobody, key.public_key(), 1)
+        .not_valid_before(now)
+        .not_valid_after(now)
+        .add_extension(x400, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    assert names_of(certificate.public_bytes(serialization.Encoding.DER)) == set()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from cryptography.x509.oid import NameOID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sealserve import strict_yaml
+from sealserve.certificates import UNREADABLE
 from sealserve.errors import InputError, Refused, SealserveError
 from sealserve.files import read_limited, stamp_of
 from sealserve.logs import Log
@@ -225,7 +226,7 @@ def names_of(certificate: bytes) -> set[str]:
         names |= set(extension.get_values_for_type(x509.UniformResourceIdentifier))
     except x509.ExtensionNotFound:
         pass
-    except ValueError:
+    except UNREADABLE:
         return set()
     return names
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificatePublicKeyTypes,
@@ -28,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 from google.protobuf import text_format
 
-from sealserve.certificates import load_key_pair
+from sealserve.certificates import UNREADABLE, load_key_pair
 from sealserve.errors import InputError, Refused, SealserveError
 from sealserve.files import Stamp, read_limited, stamp_of
 from sealserve.logs import Log
@@ -39,14 +38,6 @@ __all__ = ["Identities", "Identity", "TlsSource"]
 
 _MAX_PEM_BYTES = 2**20
 _PEM_START = "-----BEGIN "
-# What cryptography raises of certificates that are none, or of an odd kind.
-_ODD_CERTIFICATES = (
-    ValueError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 @dataclass(frozen=True)
@@ -264,13 +255,13 @@ def _identity(key_source: bytes, chain_source: bytes, where: str) -> Identity:
     """Take the key out of one PEM text and the chain out of another, and match them."""
     try:
         key = serialization.load_pem_private_key(_pem_blocks(key_source, b"KEY"), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise _bad_identity("there is no unencrypted PEM private key", where) from None
     chain = _certificates(chain_source, where)
     try:
         fits = _spki(key.public_key()) == _spki(chain[0].public_key())
         dns_names = _dns_names(chain[0])
-    except _ODD_CERTIFICATES:
+    except UNREADABLE:
         raise _bad_identity("the certificate cannot be read", where) from None
     if not fits:
         raise _bad_identity("the key does not belong to the first certificate", where)
@@ -298,7 +289,7 @@ def _dns_names(certificate: x509.Certificate) -> tuple[str, ...]:
 def _certificates(source: bytes, where: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(_pem_blocks(source, b"CERTIFICATE"))
-    except _ODD_CERTIFICATES:
+    except UNREADABLE:
         raise _bad_identity("there is no PEM certificate", where) from None
 
 
