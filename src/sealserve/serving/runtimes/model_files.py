@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import openvino as ov
+from openvino.frontend import NotImplementedFailure, OpConversionFailure
 
 from sealserve.errors import InputError, Unavailable
 from sealserve.files import read_limited
@@ -66,6 +67,12 @@ def read_file(core: ov.Core, file: Path) -> Graph:
     """
     try:
         graph = core.read_model(file)
+    except (OpConversionFailure, NotImplementedFailure) as error:
+        raise Unavailable(
+            "servable.runtime_cannot",
+            f"OpenVINO cannot convert the model: {reason_of(error)}",
+            where=str(file),
+        ) from None
     except (*CONVERSION_FAILURES, RuntimeError, ValueError) as error:
         raise InputError(
             "servable.file_malformed",
