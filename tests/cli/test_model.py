@@ -23,6 +23,7 @@ from sealserve.errors import SealserveError
 from sealserve.model import catalogue
 from sealserve.model.graphdef import GraphBuilder
 from sealserve.wire.tensorflow import graph_pb2, tensor_pb2
+from tests.onnx_files import onnx_bytes
 
 CONTENT = b"frozen graph " * 1000
 
@@ -206,3 +207,42 @@ def test_without_a_network_there_is_one_line_and_a_hint(tmp_path: Path) -> None:
 def test_each_command_teaches_by_an_example(command: str) -> None:
     shown = run(command, "--help").stdout
     assert f"Example: sealserve model {command}" in " ".join(shown.replace("│", " ").split())
+
+
+def known(path: Path, **outputs: Any) -> Path:
+    named = {f"outputs/{key}": np.asarray(value, "f4") for key, value in outputs.items()}
+    np.savez(path, **{"inputs/input": np.array([[1, 2, 3, 4]], "f4")}, **named)
+    return path
+
+
+SOFTMAX = np.exp([1, 2, 3, 4]) / np.exp([1, 2, 3, 4]).sum()
+
+
+def test_an_import_gives_known_answers_or_is_undone(frozen: Path, tmp_path: Path) -> None:
+    options = ("--out", tmp_path / "models", "--name", "net", "--outputs", "predict")
+    wrong = known(tmp_path / "wrong.npz", predict=[SOFTMAX + 0.001])
+    with pytest.raises(SealserveError) as caught:
+        run("import", frozen, *options, "--check-against", wrong)
+    assert caught.value.code == "known_answers.differs"
+    assert not (tmp_path / "models").exists()
+
+    right = known(tmp_path / "right.npz", predict=[SOFTMAX])
+    assert as_json("import", frozen, *options, "--check-against", right)["answers_compared"] == 1
+    checked = run("check", tmp_path / "models" / "net", "--check-against", right)
+    assert "1 known answer given, to 0.0001" in checked.stdout
+    loose = ("--check-against", wrong, "--tolerance", "0.01")
+    assert as_json("check", tmp_path / "models" / "net", *loose)["answers_compared"] == 1
+    with pytest.raises(SealserveError):
+        run("check", tmp_path / "models" / "net", "--check-against", wrong)
+
+
+def test_an_onnx_model_is_imported_shown_and_checked(tmp_path: Path) -> None:
+    source = tmp_path / "net.onnx"
+    source.write_bytes(onnx_bytes(rows=1))
+    options = ("--out", tmp_path / "models", "--name", "net")
+    text = run("import", source, *options).stdout
+    assert "operator sets: ai.onnx 17" in text
+    assert "takes exactly 1 at a time" in text
+    assert run("show", source).stdout == run("show", tmp_path / "models/net/1").stdout
+    (signature,) = as_json("check", tmp_path / "models" / "net")["signatures"]
+    assert signature["runtime"] == "openvino"

@@ -12,9 +12,9 @@ import pytest
 
 from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.model import importer, signature
+from sealserve.model.describe import describe
 from sealserve.model.graphdef import GraphBuilder, shape_proto
 from sealserve.model.importer import import_model
-from sealserve.model.signature import describe
 from sealserve.provenance import (
     SIGNATURE_NAME,
     Signing,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import struct
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import openvino as ov
@@ -13,58 +15,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealserve.errors import InputError
+from sealserve.errors import InputError, SealserveError
 from sealserve.logs import make_log
 from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.runtimes.base import Model
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.runtimes.tflite import read_signatures
-
-WEIGHTS = np.array([[1, 2], [3, 4], [5, 6], [7, 8]], "f4")
-GIVEN = np.array([[1, -1, 0.5, 2], [-9, 0, 0, 0]], "f4")
-WANTED = np.maximum(GIVEN @ WEIGHTS, 0)
+from tests.onnx_files import GIVEN, WANTED, WEIGHTS, onnx_bytes
+from tests.soak import times
 
 
 def load(version: Path) -> Model:
     return ChoosingRuntime(RuntimeConfig(tensorflow="off"), make_log(io.StringIO())).load(version)
 
 
-def _field(number: int, value: bytes | int) -> bytes:
-    """One protobuf field; ONNX's own library is not needed for a model of two nodes."""
-    if isinstance(value, int):
-        return bytes([number << 3]) + _varint(value)
-    return bytes([number << 3 | 2]) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
-
-
-def _onnx() -> bytes:
-    """ModelProto: y = Relu(x @ WEIGHTS), written from the field numbers of onnx.proto."""
-
-    def value(name: bytes, *sizes: int | bytes) -> bytes:
-        dims = b"".join(
-            _field(1, _field(2 if isinstance(size, bytes) else 1, size)) for size in sizes
-        )
-        tensor = _field(1, 1) + _field(2, dims)
-        return _field(1, name) + _field(2, _field(1, tensor))
-
-    weights = _field(1, 4) + _field(1, 2) + _field(2, 1) + _field(8, b"w")
-    weights += _field(9, WEIGHTS.tobytes())
-    product = _field(1, b"x") + _field(1, b"w") + _field(2, b"h") + _field(4, b"MatMul")
-    relu = _field(1, b"h") + _field(2, b"y") + _field(4, b"Relu")
-    graph = _field(1, product) + _field(1, relu) + _field(2, b"g") + _field(5, weights)
-    graph += _field(11, value(b"x", b"n", 4)) + _field(12, value(b"y", b"n", 2))
-    return _field(1, 8) + _field(7, graph) + _field(8, _field(2, 17))
-
-
 def test_onnx(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(_onnx())
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes())
     model = load(tmp_path)
     signature = model.signatures["serving_default"]
     assert signature.inputs["x"].shape == (-1, 4)
@@ -77,7 +43,7 @@ def test_onnx(tmp_path: Path) -> None:
 
 
 def test_openvino_ir(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(_onnx())
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes())
     ov.save_model(
         ov.Core().read_model(tmp_path / "model.onnx"),
         tmp_path / "model.xml",
@@ -95,6 +61,72 @@ def test_tensorflow_lite_goes_by_the_keys_of_its_own_signature(models: Path) -> 
     assert list(signature.outputs) == ["y"]
 
 
+def test_onnx_with_its_weights_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes("weights/w.bin"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "w.bin").write_bytes(WEIGHTS.tobytes())
+    outputs = load(tmp_path).run("serving_default", {"x": GIVEN}, ["y"])
+    np.testing.assert_allclose(outputs["y"], WANTED, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["../secret.bin", "../../../../../../etc/passwd", "/etc/passwd", "link.bin", "absent.bin",
+     "short.bin", "weights/../../secret.bin", ""],
+)  # fmt: skip
+def test_onnx_weights_come_from_nowhere_else(tmp_path: Path, location: str) -> None:
+    """Not from outside the version's directory, by name or by link; not from half a file."""
+    (tmp_path / "secret.bin").write_bytes(WEIGHTS.tobytes())
+    version = tmp_path / "1"
+    version.mkdir()
+    (version / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (version / "short.bin").write_bytes(WEIGHTS.tobytes()[:-1])
+    (version / "model.onnx").write_bytes(onnx_bytes(location))
+    with pytest.raises(SealserveError) as caught:
+        load(version)
+    assert caught.value.code in ("servable.file_malformed", "servable.runtime_cannot")
+
+
+def test_an_operator_that_openvino_has_not_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes(activation=b"Mine", domain=b"my.domain"))
+    with pytest.raises(SealserveError) as caught:
+        load(tmp_path)
+    assert "Mine" in caught.value.message
+
+
+@pytest.mark.parametrize("weights", [None, b"", b"short"])
+def test_openvino_ir_without_its_weights_is_refused(tmp_path: Path, weights: bytes | None) -> None:
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes())
+    graph = ov.Core().read_model(tmp_path / "model.onnx")
+    ov.save_model(graph, tmp_path / "model.xml", compress_to_fp16=False)
+    (tmp_path / "model.onnx").unlink()
+    (tmp_path / "model.bin").unlink()
+    if weights is not None:
+        (tmp_path / "model.bin").write_bytes(weights)
+    with pytest.raises(SealserveError) as caught:
+        load(tmp_path)
+    assert caught.value.code == "servable.file_malformed"
+
+
+def test_openvino_ir_names_no_entity_of_another_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("leaked")
+    (tmp_path / "model.xml").write_text(
+        f'<?xml version="1.0"?><!DOCTYPE net [<!ENTITY e SYSTEM "{tmp_path}/secret">]>'
+        '<net name="&e;" version="11"><layers/><edges/></net>'
+    )
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(SealserveError) as caught:
+        load(tmp_path)
+    assert caught.value.message == "the model has no output"
+    assert ov.Core().read_model(tmp_path / "model.xml").get_friendly_name() == "&e;"
+
+
+def test_a_file_takes_the_ranks_that_it_states(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes())
+    for version in (tmp_path, models / "lite" / "1"):
+        assert not load(version).signatures["serving_default"].elementwise
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.xml"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", bytes(4096)])
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
@@ -102,6 +134,30 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, name: str, content: 
     with pytest.raises(InputError) as caught:
         load(tmp_path)
     assert caught.value.code == "servable.file_malformed"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "xml", "bin", "tflite"])
+def test_a_changed_file_is_refused_or_served_and_nothing_else(
+    models: Path, tmp_path: Path, kind: str
+) -> None:
+    """OpenVINO's readers on broken files: a typed error, and the process goes on."""
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes())
+    if kind in ("xml", "bin"):
+        graph = ov.Core().read_model(tmp_path / "model.onnx")
+        ov.save_model(graph, tmp_path / "model.xml", compress_to_fp16=False)
+    if kind != "onnx":
+        (tmp_path / "model.onnx").unlink()
+    if kind == "tflite":
+        shutil.copy(models / "lite" / "1" / "model.tflite", tmp_path)
+    file = tmp_path / f"model.{kind}"
+    whole, random = file.read_bytes(), Random(7)
+    for _ in range(times(2000, 25)):
+        content = bytearray(whole)
+        for _ in range(random.randint(1, 4)):
+            content[random.randrange(len(content))] = random.randrange(256)
+        file.write_bytes(content[: random.choice((None, random.randrange(len(content))))])
+        with contextlib.suppress(SealserveError):
+            load(tmp_path).close()
 
 
 @settings(max_examples=300, deadline=None)

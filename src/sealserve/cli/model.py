@@ -15,6 +15,23 @@ app = typer.Typer(
 )
 
 _TensorsHelp = "separated by commas, each as node, node:port or key=node:port"
+_TensorFlow = Annotated[
+    str,
+    typer.Option(
+        "--tensorflow-runtime", help="auto, off, or the path of a Python that has TensorFlow."
+    ),
+]
+_KnownAnswers = Annotated[
+    Path | None,
+    typer.Option(
+        "--check-against",
+        help="Known answers: .npz (inputs/KEY, outputs/KEY) or TFRecord of PredictionLog.",
+        show_default="none",
+    ),
+]
+_Tolerance = Annotated[
+    float, typer.Option(min=0, help="What numbers may differ by, absolutely and relatively.")
+]
 
 
 @app.command("list")
@@ -104,7 +121,10 @@ def build_model(
 
 @app.command("import")
 def import_source(
-    source: Annotated[Path, typer.Argument(help="A frozen graph (.pb) or a SavedModel directory.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A SavedModel directory, frozen graph (.pb), .onnx, .keras or .h5."),
+    ],
     out: Annotated[Path, typer.Option(help="The directory that holds all models.")],
     name: Annotated[str, typer.Option(help="The name clients will use.")],
     inputs: Annotated[
@@ -114,17 +134,33 @@ def import_source(
         str, typer.Option(help=f"Results, {_TensorsHelp}.", show_default="the graph's ends")
     ] = "",
     version: Annotated[int, typer.Option(help="The version; a served one never changes.")] = 1,
+    known: _KnownAnswers = None,
+    tolerance: _Tolerance = 1e-4,
+    tensorflow: _TensorFlow = "auto",
     as_json: console.JsonFlag = False,
 ) -> None:
-    """Turn a model into OUT/NAME/VERSION, a SavedModel that servers load.
+    """Turn a model into OUT/NAME/VERSION, which servers load.
 
-    Needs no TensorFlow. A frozen graph is cut to what its outputs need and
-    tried in the runtime that will serve it; a SavedModel is checked and copied.
+    Needs no TensorFlow, but for Keras files. A frozen graph is cut to what its outputs
+    need and tried in the runtime that will serve it; a SavedModel is checked and copied; an
+    ONNX model is read by the runtime and copied with its external data; a Keras file is
+    loaded in safe mode by the Python that has TensorFlow, and exported.
 
     Example: sealserve model import resnet50.pb --out models --name resnet50-v15-fp32
     --inputs input --outputs predict
     """
     from sealserve.model.importer import import_model
+    from sealserve.serving.config import RuntimeConfig
+    from sealserve.serving.runtimes.tensorflow import find_interpreter
+
+    config = RuntimeConfig(tensorflow=tensorflow)
+    compared = [0]
+
+    def check(directory: Path) -> None:
+        if known:
+            from sealserve.serving.checking import check_answers
+
+            compared[0] = check_answers(directory, config, known, tolerance)
 
     with console.step_progress() as bar:
         bar.add_task(f"importing {name}")
@@ -135,9 +171,21 @@ def import_source(
             version=version,
             inputs=_split(inputs),
             outputs=_split(outputs),
+            tensorflow=find_interpreter(config)[0],
+            check=check,
         )
-    signatures = "\n".join(map(str, imported.signatures))
-    console.emit(imported.to_dict(), as_json=as_json, text=f"{imported.path}\n{signatures}")
+    lines = [str(imported.path), *map(str, imported.signatures), *imported.notes]
+    if known:
+        lines.append(_compared(compared[0], tolerance))
+    console.emit(
+        imported.to_dict() | {"answers_compared": compared[0]},
+        as_json=as_json,
+        text="\n".join(lines),
+    )
+
+
+def _compared(count: int, tolerance: float) -> str:
+    return f"{count} known answer{'s' if count != 1 else ''} given, to {tolerance:g}"
 
 
 @app.command("config")
@@ -168,7 +216,7 @@ def show_model(
 
     Example: sealserve model show models/resnet50-v15-fp32/1
     """
-    from sealserve.model.signature import describe
+    from sealserve.model.describe import describe
 
     signatures = describe(path)
     console.emit(
@@ -190,12 +238,9 @@ def check_model(
     tags: Annotated[
         str, typer.Option("--saved-model-tags", help="Tags of the meta graph.")
     ] = "serve",
-    tensorflow: Annotated[
-        str,
-        typer.Option(
-            "--tensorflow-runtime", help="auto, off, or the path of a Python that has TensorFlow."
-        ),
-    ] = "auto",
+    known: _KnownAnswers = None,
+    tolerance: _Tolerance = 1e-4,
+    tensorflow: _TensorFlow = "auto",
     batching: Annotated[
         bool, typer.Option("--enable-batching", help="As the server runs it with that flag.")
     ] = False,
@@ -205,22 +250,30 @@ def check_model(
 
     The model is loaded as the server would load it, and its rows are compared to
     see whether requests may be batched. The exit status is 0 only if every
-    signature is served.
+    signature is served, and gives the known answers of --check-against.
 
     Example: sealserve model check models/resnet50-v15-fp32
     """
     from sealserve.errors import Refused
-    from sealserve.serving.checking import check
+    from sealserve.serving.checking import check, check_answers
     from sealserve.serving.config import RuntimeConfig
     from sealserve.serving.versions import newest_version
 
     config = RuntimeConfig(tags=tuple(tags.split(",")), tensorflow=tensorflow, throughput=batching)
     version = newest_version(directory)
     checked = check(version, config)
+    lines = [str(each) for each in checked]
+    compared = check_answers(version, config, known, tolerance) if known else 0
+    if known:
+        lines.append(_compared(compared, tolerance))
     console.emit(
-        {"directory": str(version), "signatures": [each.to_dict() for each in checked]},
+        {
+            "directory": str(version),
+            "signatures": [each.to_dict() for each in checked],
+            "answers_compared": compared,
+        },
         as_json=as_json,
-        text="\n".join(map(str, checked)) or "the model has no signature",
+        text="\n".join(lines) or "the model has no signature",
     )
     left = [each.choice.signature for each in checked if each.choice.runtime is None]
     if left or not checked:

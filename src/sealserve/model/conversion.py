@@ -14,7 +14,7 @@ from typing import Any, Final
 from sealserve.errors import InputError
 from sealserve.wire.tensorflow import tensor_pb2 as pb
 
-__all__ = ["infer_outputs"]
+__all__ = ["check_onnx", "infer_outputs"]
 
 _DATA_TYPES: Final[Mapping[str, int]] = {
     "f32": pb.DT_FLOAT,
@@ -70,6 +70,28 @@ def infer_outputs(
     if lost := [name for name in inputs if name not in fed]:
         raise _unsupported(f"the converted graph no longer reads {lost[0]!r}", where)
     return [(_data_type(port, where), _shape(port)) for port in ports]
+
+
+def check_onnx(file: Path, where: str) -> None:
+    """Have OpenVINO read an ONNX file.
+
+    Args:
+        file: the model, its external data beside it.
+        where: the file that the user gave, for messages.
+
+    Raises:
+        InputError: ``onnx.unsupported``: an operator that OpenVINO does not have, weights of
+            another size than their shapes say, or something else it does not take.
+        ModuleNotFoundError: OpenVINO is not installed.
+    """
+    import openvino
+
+    try:
+        openvino.Core().read_model(file)
+    except RuntimeError as error:
+        raise InputError(
+            "onnx.unsupported", f"OpenVINO cannot run this model: {_reason(error)}", where=where
+        ) from error
 
 
 def _data_type(port: Any, where: str) -> int:

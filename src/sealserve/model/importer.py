@@ -1,8 +1,9 @@
-"""Import: a frozen graph or a SavedModel becomes a servable version directory.
+"""Import: a frozen graph, SavedModel, Keras 3 or ONNX model becomes a servable version directory.
 
 ``OUT/<name>/<version>/`` is what TensorFlow Serving loads: ``saved_model.pb``,
 ``variables/`` (empty for a frozen graph, whose weights are constants) and, for
-a copied SavedModel, its assets.
+a copied SavedModel, its assets. An ONNX model stays one: ``model.onnx``, its external
+data beside it under their own names.
 
 Rules this module keeps:
 
@@ -10,7 +11,7 @@ Rules this module keeps:
   in a hidden directory beside its place, flushed, and renamed.
 * The graph is cut to what the outputs need, so that what training left behind
   is neither served nor trusted.
-* No TensorFlow is needed; the tests compare the result with TensorFlow's own.
+* No TensorFlow is needed but for Keras files; the tests compare the result with TensorFlow's own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,13 +30,15 @@ from typing import Any
 from sealserve.errors import InputError, Unavailable
 from sealserve.files import make_directory, require_absent, sync_path, write_atomically
 from sealserve.model import graphdef
-from sealserve.model.conversion import infer_outputs
+from sealserve.model.conversion import check_onnx, infer_outputs
+from sealserve.model.describe import describe
+from sealserve.model.keras_export import export_keras, is_keras
+from sealserve.model.onnx_model import FILE_NAME, copy_onnx
 from sealserve.model.signature import (
     PREDICT_METHOD,
     SERVING_TAG,
     Signature,
     TensorSpec,
-    describe,
     parse_saved_model,
     placeholder_specs,
 )
@@ -67,6 +70,7 @@ class ImportedModel:
         signatures: how to call it.
         rewritten: constants respelled so that every runtime reads them alike
             (`sealserve.wire.graphs`).
+        notes: what whoever serves it should know.
     """
 
     name: str
@@ -74,6 +78,7 @@ class ImportedModel:
     path: Path
     signatures: tuple[Signature, ...]
     rewritten: int
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -83,6 +88,7 @@ class ImportedModel:
             "path": str(self.path),
             "signatures": [signature.to_dict() for signature in self.signatures],
             "rewritten_constants": self.rewritten,
+            "notes": list(self.notes),
         }
 
 
@@ -94,22 +100,28 @@ def import_model(
     version: int = 1,
     inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
+    tensorflow: Path | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> ImportedModel:
-    """Make ``out/name/version`` from a frozen graph file or a SavedModel directory.
+    """Make ``out/name/version`` from a model of any kind that is known.
 
     Args:
-        source: a binary frozen GraphDef, or a SavedModel directory (copied).
+        source: a SavedModel directory (copied), an ONNX file (by its suffix ``.onnx``), a
+            Keras file (by how it begins), or a binary frozen GraphDef.
         out: the model base; made if it is not there.
         name: letters, digits, ``.``, ``_`` and ``-``; at most 128.
         version: 0 to 2^63 - 1.
         inputs: placeholders of a frozen graph, as ``node``, ``node:0`` or
             ``key=node``; by default those that the outputs depend on.
         outputs: results, written alike; by default the ends of the graph.
+        tensorflow: a Python that has TensorFlow, for Keras files.
+        check: is shown the finished directory before it appears; what it raises undoes all.
 
     Raises:
-        InputError: ``file.*``, ``model.*``, ``graph.*``, ``savedmodel.*``, ``tensor.*``.
-        Unavailable: ``file.unreadable`` or ``file.unwritable``.
-        ModuleNotFoundError: OpenVINO is not installed (frozen graphs only).
+        InputError: ``file.*``, ``model.*``, ``graph.*``, ``savedmodel.*``, ``tensor.*``,
+            ``onnx.*``, ``keras.*``.
+        Unavailable: ``file.unreadable``, ``file.unwritable``, ``keras.*``.
+        ModuleNotFoundError: OpenVINO is not installed (frozen graphs and ONNX only).
     """
     if not _NAME.fullmatch(name):
         raise InputError(
@@ -120,19 +132,37 @@ def import_model(
     if not 0 <= version <= _MAX_VERSION:
         raise InputError("model.version_invalid", f"{version} cannot be a model's version")
     with _staging(out / name, version) as staging:
-        if source.is_dir():
-            if inputs or outputs:
-                raise InputError(
-                    "model.signature_fixed",
-                    "a SavedModel brings its own signatures",
-                    where=str(source),
-                    hint="give inputs and outputs for frozen graphs only",
-                )
-            rewritten = _copy_saved_model(source, staging)
-        else:
+        rewritten = 0
+        notes: tuple[str, ...] = ()
+        if not (source.is_dir() or source.suffix == ".onnx" or is_keras(source)):
             rewritten = _convert_graph(source, staging, inputs, outputs)
+        elif inputs or outputs:
+            raise InputError(
+                "model.signature_fixed",
+                "the model brings its own signatures",
+                where=str(source),
+                hint="give inputs and outputs for frozen graphs only",
+            )
+        elif source.is_dir():
+            rewritten = _copy_saved_model(source, staging)
+        elif source.suffix == ".onnx":
+            notes = copy_onnx(source, staging).notes()
+            check_onnx(staging / FILE_NAME, str(source))
+        else:
+            rewritten, notes = _convert_keras(source, staging, tensorflow)
         signatures = describe(staging)
-    return ImportedModel(name, version, out / name / str(version), signatures, rewritten)
+        if check is not None:
+            check(staging)
+    return ImportedModel(name, version, out / name / str(version), signatures, rewritten, notes)
+
+
+def _convert_keras(
+    source: Path, staging: Path, tensorflow: Path | None
+) -> tuple[int, tuple[str, ...]]:
+    with tempfile.TemporaryDirectory(prefix=".keras.", dir=staging.parent) as workshop:
+        exported = Path(workshop).resolve() / "exported"
+        by = export_keras(source, exported, tensorflow)
+        return _copy_saved_model(exported, staging), (f"exported by {by}",)
 
 
 def _convert_graph(

@@ -1,16 +1,14 @@
-"""What a model takes and gives: signatures as data, read from SavedModels and graphs."""
+"""What a model takes and gives: signatures as data, in TensorFlow's terms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from sealserve.errors import InputError
 from sealserve.model import graphdef
-from sealserve.wire.graphs import read_graph_file
 from sealserve.wire.tensorflow import graph_pb2 as graph_pb
 from sealserve.wire.tensorflow import tensor_pb2 as tensor_pb
 from sealserve.wire.tensors import dtype_name
@@ -20,8 +18,9 @@ __all__ = [
     "SERVING_TAG",
     "Signature",
     "TensorSpec",
-    "describe",
     "parse_saved_model",
+    "placeholder_specs",
+    "serves",
 ]
 
 PREDICT_METHOD = "tensorflow/serving/predict"
@@ -135,30 +134,6 @@ def parse_saved_model(content: bytes, where: str) -> graph_pb.SavedModel:
 def serves(graph: graph_pb.MetaGraphDef) -> bool:
     """Whether a graph of a SavedModel is the one for serving."""
     return list(graph.meta_info_def.tags) == [SERVING_TAG]
-
-
-def describe(path: Path) -> tuple[Signature, ...]:
-    """The signatures of a SavedModel directory, or what a frozen graph could be called with.
-
-    A frozen graph has no signatures: its placeholders and its ends are listed
-    under the name ``(frozen graph)``, the ends with an unknown type and shape.
-
-    Raises:
-        InputError: ``savedmodel.*``, ``graph.*`` or ``file.too_large``.
-        Unavailable: ``file.unreadable``.
-    """
-    if path.is_dir():
-        file = path / "saved_model.pb"
-        model = parse_saved_model(read_graph_file(file), str(file))
-        signatures = next(filter(serves, model.meta_graphs)).signature_def
-        return tuple(
-            Signature.from_proto(name, proto)
-            for name, proto in sorted(signatures.items())
-            if not name.startswith("__")  # the loader's own, such as __saved_model_init_op
-        )
-    graph = graphdef.parse_graph(read_graph_file(path), str(path))
-    outputs = [TensorSpec(name, f"{name}:0", 0, None) for name in graphdef.sinks(graph)]
-    return (Signature("(frozen graph)", "-", tuple(placeholder_specs(graph)), tuple(outputs)),)
 
 
 def placeholder_specs(graph: graph_pb.GraphDef) -> list[TensorSpec]:

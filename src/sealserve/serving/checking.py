@@ -10,9 +10,10 @@ from typing import Any
 from sealserve.logs import make_log
 from sealserve.serving.batching.rows import Verdict, judge
 from sealserve.serving.config import RuntimeConfig
+from sealserve.serving.known_answers import check_against
 from sealserve.serving.runtimes.choice import Choice, ChoosingRuntime
 
-__all__ = ["Checked", "check"]
+__all__ = ["Checked", "check", "check_answers"]
 
 
 @dataclass(frozen=True)
@@ -60,5 +61,21 @@ def check(version: Path, config: RuntimeConfig) -> list[Checked]:
             )
             for choice in choices
         ]
+    finally:
+        model.close()
+
+
+def check_answers(version: Path, config: RuntimeConfig, known: Path, tolerance: float) -> int:
+    """Load a version directory and compare its answers with known ones.
+
+    Returns:
+        How many answers were compared.
+
+    Raises:
+        SealserveError: see `check` and `known_answers.check_against`.
+    """
+    model, _ = ChoosingRuntime(config, make_log(io.StringIO())).choose(version)
+    try:
+        return check_against(model, known, tolerance)
     finally:
         model.close()

@@ -79,6 +79,8 @@ def read_file(core: ov.Core, file: Path) -> Graph:
             f"OpenVINO cannot read the model: {reason_of(error)}",
             where=str(file),
         ) from None
+    if not graph.outputs:
+        raise InputError("servable.file_malformed", "the model has no output", where=str(file))
     stateful = stateful_kinds(graph)
     if stateful:
         raise Unavailable(

@@ -1,0 +1,1 @@
+"""ONNX, as far as it is read here."""
