@@ -32,6 +32,7 @@ from sealserve.volume.tls_files import TlsFiles, make_tls_files
 _HOST = "grpc.tf.service.com"
 _CONNECTIONS = (1, 16, 64)
 _WIDTH = 2048
+_PARAMETERS = "max_batch_size { value: 32 } allowed_batch_sizes: [1, 2, 4, 8, 16, 32]"
 
 
 def half_plus_two() -> bytes:
@@ -101,7 +102,7 @@ def main() -> None:
         config = directory / "models.config"
         config.write_text(f"model_config_list {{ {' '.join(entries)} }}")
         parameters = directory / "batching.config"
-        parameters.write_text("max_batch_size { value: 32 }")
+        parameters.write_text(_PARAMETERS)
         tls = make_tls_files(_HOST, directory / "tls")
         shared = (f"--model_config_file={config}", f"--ssl_config_file={tls.config}")
         batching = ("--enable_batching", f"--batching_parameters_file={parameters}")

@@ -37,21 +37,23 @@ def graph(width: int, *, convolution: bool = False) -> ov.Model:
     return ov.Model([y], [x], "g")
 
 
-LARGE, SMALL = graph(1024), graph(8)
+LARGE, SMALL, CONVOLVED = graph(1024), graph(8), graph(2, convolution=True)
 
 
 @pytest.mark.parametrize(
     ("config", "model", "streams", "threads", "reason"),
     [
         (RuntimeConfig(), LARGE, 1, 4, "one inference at a time on all 4 cores"),
-        (RuntimeConfig(), graph(2, convolution=True), 1, 4, "one inference at a time"),
+        (RuntimeConfig(), CONVOLVED, 1, 4, "one inference at a time"),
         (RuntimeConfig(), SMALL, 4, 4, "small (256 bytes of weights"),
         (RuntimeConfig(threads=2), SMALL, 2, 2, "threads set by flags; small"),
         (RuntimeConfig(threads=3), LARGE, 1, 3, "threads set by flags; one inference"),
         (RuntimeConfig(streams=2), LARGE, 2, 4, "set by flags, on 4 cores"),
         (RuntimeConfig(streams=2), SMALL, 2, 4, "set by flags, on 4 cores"),
         (RuntimeConfig(throughput=True, streams=1), LARGE, 1, 4, "set by flags"),
-        (RuntimeConfig(throughput=True), LARGE, None, 4, "batching asks for throughput"),
+        (RuntimeConfig(throughput=True), LARGE, 1, 4, "one batch at a time on all 4 cores"),
+        (RuntimeConfig(throughput=True), SMALL, 4, 4, "small"),
+        (RuntimeConfig(throughput=True), CONVOLVED, None, 4, "a batch of convolutions"),
     ],
 )
 def test_streams_and_threads_follow_the_cores_the_model_and_the_flags(

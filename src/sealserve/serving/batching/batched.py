@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from sealserve.errors import InternalError
+from sealserve.errors import InternalError, SealserveError
 from sealserve.logs import Log
 from sealserve.serving.batching.joining import join, joinable, rows_of, take_apart
 from sealserve.serving.batching.parameters import (
@@ -33,6 +33,8 @@ from sealserve.serving.runtimes.base import Model
 from sealserve.wire.tensors import Array
 
 __all__ = ["Batching"]
+
+_MOST_PREPARED_BYTES: Final = 2**26
 
 
 class Batching:
@@ -69,7 +71,21 @@ class Batching:
             if verdict.batched:
                 counted = _Counted(self._metrics, (name, version), self._config.common)
                 batched.gather(key, self._turns, counted, self._log)
+                self._run_each_size(model, key, verdict.row, parameters.allowed_batch_sizes)
         return batched
+
+    def _run_each_size(
+        self, model: Model, key: str, row: Mapping[str, Array], sizes: Sequence[int]
+    ) -> None:
+        """Run once what will be run often: OpenVINO prepares itself for each new shape."""
+        bytes_of_row = sum(array.nbytes for array in row.values())
+        for size in sizes:
+            if size * bytes_of_row > _MOST_PREPARED_BYTES:
+                continue
+            try:
+                model.run(key, join([row], size), list(model.signatures[key].outputs))
+            except SealserveError as error:
+                self._log.warning("size_not_prepared", signature=key, size=size, code=error.code)
 
     def hurry(self) -> None:
         """Let nothing wait for more rows: the server is going down."""

@@ -18,7 +18,7 @@ is taken for one that does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final
 
@@ -45,10 +45,15 @@ Rows = list[dict[str, Array]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether requests for a signature may be joined, and why."""
+    """Whether requests for a signature may be joined, and why.
+
+    Attributes:
+        row: one row of inputs that can be computed, if they may.
+    """
 
     batched: bool
     reason: str
+    row: Mapping[str, Array] = field(default_factory=dict, compare=False, repr=False)
 
 
 def judge(model: Model, key: str) -> Verdict:
@@ -180,6 +185,7 @@ def _compare(model: Model, signature: Signature, rows: Rows, alone: Rows) -> Ver
         True,
         f"{len(rows)} seeded rows came out the same alone and in {len(batches)} batches, "
         f"to {tolerance:g}",
+        first,
     )
 
 

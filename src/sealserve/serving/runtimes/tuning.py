@@ -2,7 +2,9 @@
 
 A *stream* runs one inference at a time; a model's threads are shared out among its streams.
 One stream on all cores answers a lone request soonest; more streams answer more requests
-a second once there are several. Flags go before all of this.
+a second once there are several. With batching it depends on what a batch shares: dense
+layers read their weights once for all its rows, so that one large batch is best;
+convolutions share next to nothing. Flags go before all of this.
 """
 
 from __future__ import annotations
@@ -73,20 +75,25 @@ class Tuner:
         if self.config.streams:
             return _LATENCY, self.config.streams, f"{_BY_FLAGS}, on {cores}"
         by = f"threads {_BY_FLAGS}; " if self.config.threads else ""
-        weight = _small(graph)
-        if weight is not None:
+        weights = _plain_weights(graph)
+        if weights is not None and weights <= _SMALL_BYTES:
             streams = min(self.cores, self.config.threads or self.cores)
-            return _THROUGHPUT, streams, (
-                f"{by}small ({weight} bytes of weights, no convolution or loop): to split one "
+            why = (
+                f"small ({weights} bytes of weights, no convolution or loop): to split one "
                 f"inference over {cores} would cost more than it saves"
-            )  # fmt: skip
+            )
+            return _THROUGHPUT, streams, by + why
+        if self.config.throughput and weights is not None:
+            why = f"one batch at a time on all {cores}, which reads the weights once for all rows"
+            return _LATENCY, 1, by + why
         if self.config.throughput:
-            return _THROUGHPUT, 0, f"{by}batching asks for throughput: OpenVINO's choice on {cores}"
+            why = f"a batch of convolutions or loops shares little: OpenVINO's choice on {cores}"
+            return _THROUGHPUT, 0, by + why
         return _LATENCY, 1, f"{by}one inference at a time on all {cores}: the lowest latency"
 
 
-def _small(graph: ov.Model) -> int | None:
-    """The weights in bytes of a graph that computes little; None for others."""
+def _plain_weights(graph: ov.Model) -> int | None:
+    """The weights in bytes of a graph that uses each of them once a row; None for others."""
     total = 0
     for node in graph.get_ops():
         kind = node.get_type_name()
@@ -94,4 +101,4 @@ def _small(graph: ov.Model) -> int | None:
             return None
         if kind == "Constant":
             total += node.get_byte_size()
-    return total if total <= _SMALL_BYTES else None
+    return total
