@@ -1,0 +1,129 @@
+"""Models that come and go leave no memory behind. ``make soak`` loads and unloads each 50 times."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from sealserve.model.catalogue import built
+from sealserve.model.importer import import_model
+from sealserve.wire.serving import api_pb2
+from sealserve.wire.tensors import Array, to_proto
+from tests.serving.conftest import OWNER_NAME, make_pair, ssl_config
+from tests.serving.processes import process
+from tests.soak import SOAK, times
+
+_ADMIN = "the administrator of this test"
+_RESNET = "resnet50-v15-seeded"
+
+INPUTS: dict[str, dict[str, Array]] = {
+    "small": {"image": np.ones((1, 16, 16, 3), "f4")},
+    "trap_words": {"word": np.array([b"a", b"b"], object)},  # by TensorFlow, in a worker
+    _RESNET: {"input": np.ones((1, 224, 224, 3), "f4")},
+}
+CHOSEN = [*INPUTS] if SOAK else ["small"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, and what an administrator may tell it."""
+
+    pid: int
+    channel: grpc.Channel
+    bases: dict[str, Path]
+
+    def serve(self, *names: str) -> None:
+        request = api_pb2.ReloadConfigRequest()
+        for name in names:
+            request.config.model_config_list.config.add(name=name, base_path=str(self.bases[name]))
+        self._call("ModelService/HandleReloadConfigRequest", request.SerializeToString())
+
+    def ask(self, name: str) -> None:
+        request = api_pb2.PredictRequest()
+        request.model_spec.name = name
+        for key, array in INPUTS[name].items():
+            request.inputs[key].CopyFrom(to_proto(array))
+        assert self._call("PredictionService/Predict", request.SerializeToString())
+
+    def until_gone(self, name: str) -> None:
+        request = api_pb2.GetModelStatusRequest()
+        request.model_spec.name = name
+        while True:
+            raw = self._call("ModelService/GetModelStatus", request.SerializeToString())
+            states = api_pb2.GetModelStatusResponse.FromString(raw).model_version_status
+            if all(each.state == api_pb2.ModelVersionStatus.END for each in states):
+                return
+            time.sleep(0.01)
+
+    def memory(self) -> int:
+        """KiB that the server holds in memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line for line in status if line.startswith("VmRSS")).split()[1])
+
+    def workers(self) -> list[str]:
+        return Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+
+    def _call(self, method: str, raw: bytes) -> bytes:
+        stub: Callable[..., bytes] = self.channel.unary_unary(f"/tensorflow.serving.{method}")
+        return stub(raw, timeout=100, metadata=[("authorization", f"Bearer {_ADMIN}")])
+
+
+@contextmanager
+def served(models: Path, place: Path, *flags: str) -> Iterator[Served]:
+    owner = make_pair(OWNER_NAME)
+    (place / "ssl.cfg").write_text(ssl_config(owner))
+    digest = hashlib.sha256(_ADMIN.encode()).hexdigest()
+    keys = [{"name": "boss", "sha256": digest, "roles": ["admin"]}]
+    (place / "access.yaml").write_text(json.dumps({"predict": "any", "api_keys": keys}))
+    bases = {name: models / name for name in ("affine", *INPUTS)}
+    if _RESNET in CHOSEN:
+        (place / "graph.pb").write_bytes(built(_RESNET).build().SerializeToString())
+        import_model(place / "graph.pb", place / "imported", name=_RESNET)
+        bases[_RESNET] = place / "imported" / _RESNET
+    with process(
+        place / "log",
+        f"--model_base_path={models / 'affine'}",
+        "--model_name=affine",
+        f"--model_root={models}",
+        f"--model_root={place}",
+        f"--ssl_config_file={place / 'ssl.cfg'}",
+        f"--access_file={place / 'access.yaml'}",
+        "--port=0",
+        *flags,
+    ) as (child, ports):
+        credentials = grpc.ssl_channel_credentials(owner.certificate)
+        options = [("grpc.ssl_target_name_override", OWNER_NAME)]
+        with grpc.secure_channel(f"127.0.0.1:{ports['grpc']}", credentials, options) as channel:
+            yield Served(child.pid, channel, bases)
+
+
+@pytest.fixture(scope="module")
+def server(
+    models: Path, oracle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    flags = (f"--tensorflow_runtime={oracle}",)
+    with served(models, tmp_path_factory.mktemp("memory"), *flags) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_model_that_comes_and_goes_leaves_no_memory(server: Served, name: str) -> None:
+    memory = []
+    for _ in range(times(50, 6)):
+        server.serve("affine", name)
+        server.ask(name)
+        server.serve("affine")
+        server.until_gone(name)
+        memory.append(server.memory())
+    print(f"{name}: KiB after cycles {memory}")
+    assert memory[-1] <= 1.1 * memory[1]
+    assert server.workers() == []
