@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-deps --re
 SOURCES := src tests bench scripts fuzz
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test lint unit soak bench-broker system system-tests fuzz wire docs lock clean
+.PHONY: help demo test lint unit soak bench-broker bench-serving bench-volume system system-tests fuzz wire docs lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -33,6 +33,9 @@ soak: system-tests $(VENV)/dev.stamp $(ORACLE)/oracle.stamp ## The same tests wi
 
 bench-broker: $(VENV)/dev.stamp ## What a broker bears: releases/s, patience, memory, a flood
 	$(BIN)/python bench/broker.py $(BENCH_ARGS)
+
+bench-serving: $(VENV)/dev.stamp ## How far serving is from OpenVINO alone, requests/s, what loading does to the tail
+	$(BIN)/python bench/serving.py $(BENCH_ARGS)
 
 system: ## Check for the system packages; install them when run as root
 	@PYTHON=$(PYTHON) scripts/system-packages.sh

@@ -1,12 +1,16 @@
-"""How far serving is from its limit: the model alone, in one process, on the same cores.
+"""How far serving is from its limit, what a request itself costs, and what a load does to it.
 
-    python bench/serving.py [--requests N]
+    python bench/serving.py [--rounds N] [--seconds S] [--part NAME ...]
 
-Builds the ResNet50 v1.5 of the demo (seeded weights), then measures, in one run:
+Servers are processes of their own, called over gRPC and TLS from this one, which shares their
+cores. The parts, each in one run:
 
-* bare: OpenVINO in this process, no server (the limit);
-* TLS, 1 and 4 connections: `sealserve serve` as a process of its own, called over
-  gRPC and TLS from this one, which shares its cores.
+* resnet50: the demo's ResNet50 v1.5 (seeded weights), batch 1 at f32: OpenVINO alone in this
+  process, the limit, and the server at 1 and at 4 connections, taking turns; by the clock, and
+  by the processor time that an image takes, which other work on the machine disturbs less;
+* requests: half_plus_two, which computes next to nothing, at 1, 16 and 64 connections;
+* tail: half_plus_two asked on a fixed beat, while nothing else happens and while ResNet50
+  is loaded and its versions are swapped without a pause.
 """
 
 from __future__ import annotations
@@ -18,42 +22,61 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import openvino as ov
 
-from sealserve.client import connect_classic, run_bench
 from sealserve.model.catalogue import built
+from sealserve.model.graphdef import GraphBuilder
 from sealserve.model.importer import import_model
-from sealserve.volume.tls_files import make_tls_files
+from sealserve.volume.tls_files import TlsFiles, make_tls_files
+from sealserve.wire.serving import api_pb2
+from sealserve.wire.tensors import to_proto
 
-_MODEL = "resnet50-v15-seeded"
+_RESNET = "resnet50-v15-seeded"
+_SMALL = "half_plus_two"
 _HOST = "grpc.tf.service.com"
+_METHOD = "/tensorflow.serving.PredictionService/Predict"
+_BEAT = 0.02
+_GOAL = 0.93
 
 
-def bare(saved_model: Path, requests: int) -> list[float]:
-    """Latencies of OpenVINO alone, in seconds; f32, as the server runs it."""
-    compiled = ov.Core().compile_model(
-        str(saved_model),
-        "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1},
-    )
-    request = compiled.create_infer_request()
-    image = np.random.default_rng(0).random((1, 224, 224, 3), np.float32) * 255
-    latencies = []
-    for _ in range(requests + 5):
-        begin = time.perf_counter()
-        request.infer({0: image}, share_inputs=True, share_outputs=True)
-        latencies.append(time.perf_counter() - begin)
-    return latencies[5:]
+class Bare:
+    """OpenVINO alone, as the server runs it, without a server."""
+
+    def __init__(self, saved_model: Path) -> None:
+        compiled = ov.Core().compile_model(
+            str(saved_model),
+            "CPU",
+            {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1},
+        )
+        self._request = compiled.create_infer_request()
+        self._image = _image()
+
+    def run(self, count: int) -> list[float]:
+        """Seconds that each inference took."""
+        return [
+            _timed(lambda: self._request.infer({0: self._image}, share_inputs=True))
+            for _ in range(count)
+        ]
 
 
 @contextlib.contextmanager
 def served(*flags: str) -> Iterator[int]:
     """The gRPC port of a server process with these flags."""
+    with started(*flags) as (_, port):
+        yield port
+
+
+@contextlib.contextmanager
+def started(*flags: str) -> Iterator[tuple[int, int]]:
+    """The number of a server process with these flags, and its gRPC port."""
     reader, writer = os.pipe()
     process = subprocess.Popen(
         [
@@ -72,47 +95,220 @@ def served(*flags: str) -> Iterator[int]:
     os.close(writer)
     try:
         with os.fdopen(reader) as ready:
-            yield json.loads(ready.readline())["grpc"]
+            yield process.pid, json.loads(ready.readline())["grpc"]
     finally:
         process.terminate()
         process.wait()
 
 
+Call = Callable[[], object]
+
+
+@contextlib.contextmanager
+def calls(port: int, tls: TlsFiles, raw: bytes, count: int) -> Iterator[Sequence[Call]]:
+    """So many connections, each as a function that sends the request and has the answer."""
+    credentials = grpc.ssl_channel_credentials(tls.certificate.read_bytes())
+    options = [
+        ("grpc.ssl_target_name_override", _HOST),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", -1),
+    ]
+    with contextlib.ExitStack() as stack:
+        made = []
+        for _ in range(count):
+            channel = grpc.secure_channel(f"127.0.0.1:{port}", credentials, options)
+            stub = stack.enter_context(channel).unary_unary(_METHOD)
+            made.append(lambda stub=stub: stub(raw, timeout=120))
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(lambda call: call(), made))
+        yield made
+
+
+def at_once(made: Sequence[Call], seconds: float) -> float:
+    """Requests a second, each connection sending one after another."""
+    end = time.perf_counter() + seconds
+
+    def work(call: Call) -> int:
+        done = 0
+        while time.perf_counter() < end:
+            call()
+            done += 1
+        return done
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(len(made)) as pool:
+        done = sum(pool.map(work, made))
+    return done / (time.perf_counter() - begin)
+
+
+def on_a_beat(made: Sequence[Call], seconds: float) -> list[float]:
+    """Latencies of requests begun at fixed times, whether or not the earlier ones are done."""
+    with ThreadPoolExecutor(len(made)) as pool:
+        begin = time.perf_counter()
+        asked = []
+        for beat in range(int(seconds / _BEAT)):
+            due = begin + beat * _BEAT
+            time.sleep(max(0.0, due - time.perf_counter()))
+            asked.append(pool.submit(_since, due, made[beat % len(made)]))
+        return [each.result() for each in asked]
+
+
+def _seconds_used(pid: int | str = "self") -> float:
+    """Processor time that a process has taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _since(due: float, call: Call) -> float:
+    call()
+    return time.perf_counter() - due
+
+
+def _timed(call: Call) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _image() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(0).random((1, 224, 224, 3), np.float32) * 255
+
+
+def _request(model: str, **inputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
+    request = api_pb2.PredictRequest()
+    request.model_spec.name = model
+    for name, array in inputs.items():
+        request.inputs[name].CopyFrom(to_proto(array, typed_fields=False))
+    return request.SerializeToString()
+
+
+def _half_plus_two() -> bytes:
+    graph = GraphBuilder()
+    x = graph.placeholder("x", [None])
+    half = graph.multiply("half", x, graph.const("scale", np.float32(0.5)))
+    graph.add("y", half, graph.const("two", np.float32(2)))
+    return graph.graph.SerializeToString()
+
+
+class Bench:
+    """Models, an identity, and the parts."""
+
+    def __init__(self, directory: Path, rounds: int, seconds: float) -> None:
+        self._rounds = rounds
+        self._seconds = seconds
+        self._directory = directory
+        self._tls = make_tls_files(_HOST, directory / "tls")
+        self._models = {}
+        resnet = built(_RESNET).build().SerializeToString()
+        for name, graph in ((_RESNET, resnet), (_SMALL, _half_plus_two())):
+            file = directory / "graph.pb"
+            file.write_bytes(graph)
+            self._models[name] = import_model(file, directory / "models", name=name).path
+
+    def resnet50(self) -> None:
+        """The server beside its limit."""
+        bare = Bare(self._models[_RESNET])
+        bare.run(5)
+        raw = _request(_RESNET, input=_image())
+        figures: dict[str, list[float]] = {"bare": [], "1": [], "4": []}
+        used: dict[str, float] = dict.fromkeys(figures, 0.0)
+        done: dict[str, float] = dict.fromkeys(figures, 0.0)
+        with (
+            self._serving(_RESNET) as (pid, port),
+            calls(port, self._tls, raw, 1) as one,
+            calls(port, self._tls, raw, 4) as four,
+        ):
+            ways = {
+                "bare": lambda: at_once([lambda: bare.run(1)], self._seconds),
+                "1": lambda: at_once(one, self._seconds),
+                "4": lambda: at_once(four, self._seconds),
+            }
+            for _ in range(self._rounds):
+                for way, work in ways.items():
+                    before, begin = _seconds_used(pid) + _seconds_used(), time.perf_counter()
+                    figures[way].append(work())
+                    done[way] += figures[way][-1] * (time.perf_counter() - begin)
+                    used[way] += _seconds_used(pid) + _seconds_used() - before
+        limits = np.array(figures["bare"])
+        each = {way: used[way] / done[way] for way in figures}
+        print(f"bare OpenVINO, f32    {np.median(limits):6.1f} images/s  {each['bare']:.4f} CPU s")
+        for way, goal in (("1", ""), ("4", f"; goal {_GOAL}")):
+            ratios = np.array(figures[way]) / limits
+            rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(
+                f"TLS, {way} connection(s)  {np.median(figures[way]):6.1f} images/s  "
+                f"{each[way]:.4f} CPU s, the client's too\n"
+                f"  of bare: {np.median(ratios):.3f} by the clock ({rounds}){goal}; "
+                f"{each['bare'] / each[way]:.3f} by processor time"
+            )
+
+    def requests(self) -> None:
+        """What a request itself costs."""
+        raw = _request(_SMALL, x=np.ones(1, np.float32))
+        with self._serving(_SMALL) as (_, port):
+            for count in (1, 16, 64):
+                with calls(port, self._tls, raw, count) as made:
+                    rates = [at_once(made, self._seconds) for _ in range(self._rounds)]
+                print(f"{_SMALL}, TLS, {count:2} connection(s)  {np.median(rates):6.0f} requests/s")
+
+    def tail(self) -> None:
+        """What loading and swapping one model does to the requests of another."""
+        raw = _request(_SMALL, x=np.ones(1, np.float32))
+        swapped = self._directory / "swapped"
+        swapped.mkdir()
+        config = self._directory / "both.config"
+        config.write_text(
+            "model_config_list { "
+            f'config {{ name: "{_SMALL}" base_path: "{self._models[_SMALL].parent}" }} '
+            f'config {{ name: "other" base_path: "{swapped}" }} }}'
+        )
+        calm: list[float] = []
+        disturbed: list[float] = []
+        flags = [f"--model_config_file={config}", f"--ssl_config_file={self._tls.config}"]
+        with served(*flags) as port, calls(port, self._tls, raw, 16) as made:
+            for number in range(1, self._rounds + 1):
+                calm += on_a_beat(made, self._seconds)
+                ended = threading.Event()
+                swaps = threading.Thread(target=self._swap, args=(swapped, number * 1000, ended))
+                swaps.start()
+                disturbed += on_a_beat(made, max(6.0, self._seconds))
+                ended.set()
+                swaps.join()
+                time.sleep(5)  # the last load
+        print(f"{_SMALL}, one request every {_BEAT * 1e3:.0f} ms:")
+        for what, found in (("undisturbed", calm), ("ResNet50 swapped", disturbed)):
+            p50, p99, worst = np.quantile(found, [0.5, 0.99, 1]) * 1e3
+            print(f"  {what:18} p50 {p50:6.1f} ms  p99 {p99:6.1f} ms  worst {worst:6.1f} ms")
+        ratio = np.quantile(disturbed, 0.99) / np.quantile(calm, 0.99)
+        print(f"  p99 while another model is loaded and swapped: {ratio:.1f} times the undisturbed")
+
+    def _swap(self, base: Path, number: int, ended: threading.Event) -> None:
+        """A new version whenever the server has had time to look."""
+        while not ended.is_set():
+            number += 1
+            (base / str(number)).symlink_to(self._models[_RESNET])
+            ended.wait(1.5)
+
+    def _serving(self, name: str) -> contextlib.AbstractContextManager[tuple[int, int]]:
+        return started(
+            f"--model_name={name}",
+            f"--model_base_path={self._models[name].parent}",
+            f"--ssl_config_file={self._tls.config}",
+        )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--requests", type=int, default=100)
-    requests = parser.parse_args().requests
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each figure in a round")
+    parts = ("resnet50", "requests", "tail")
+    parser.add_argument("--part", choices=parts, action="append", help="only this one")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        graph = directory / "graph.pb"
-        graph.write_bytes(built(_MODEL).build().SerializeToString())
-        imported = import_model(graph, directory / "models", name=_MODEL)
-        tls = make_tls_files(_HOST, directory / "tls")
-        latencies = bare(imported.path, requests)
-        limit = 1 / float(np.mean(latencies))
-        print(f"bare OpenVINO, f32     {np.median(latencies) * 1e3:6.1f} ms  {limit:5.1f} images/s")
-        flags = (
-            f"--model_name={_MODEL}",
-            f"--model_base_path={directory / 'models' / _MODEL}",
-            f"--ssl_config_file={tls.config}",
-        )
-        with served(*flags) as port:
-            for tasks in (1, 4):
-                result = run_bench(
-                    lambda: connect_classic(
-                        f"{_HOST}:{port}",
-                        tls.certificate.read_bytes(),
-                        connect_to=f"127.0.0.1:{port}",
-                    ),
-                    _MODEL,
-                    tasks=tasks,
-                    loops=requests // tasks,
-                )
-                print(
-                    f"TLS, {tasks} connection(s)   {result.p50 * 1e3:6.1f} ms  "
-                    f"{result.throughput:5.1f} images/s  {result.throughput / limit:.2f} of bare"
-                )
+        bench = Bench(Path(name), options.rounds, options.seconds)
+        for part in options.part or parts:
+            getattr(bench, part)()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _MAGIC: Final = 0xDB4775248B80FB57
 _FOOTER: Final = 48
 _TRAILER: Final = 5  # a block's kind, and its checksum
 _PLAIN: Final = 0
-_PIECE: Final = 2**24
+_PIECE: Final = 2**20  # the interpreter is not given up within one
 
 
 def check_variables(version: Path) -> None:
