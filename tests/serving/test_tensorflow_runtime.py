@@ -35,8 +35,11 @@ class Served:
         log = make_log(self.log)
         runtime = ChoosingRuntime(RuntimeConfig(tensorflow=str(interpreter)), log)
         configs = tuple(ModelConfig(name, models / name) for name in names)
-        self.catalog = Catalog(configs, runtime, log)
+        # Loaded while serving, in a thread that ends and gives way meanwhile.
+        self.catalog = Catalog((), runtime, log)
         self.catalog.load()
+        with contextlib.suppress(Unavailable):  # some are to fail
+            self.catalog.reload(configs)
         self.plane = Dataplane(self.catalog)
 
     def events(self, name: str) -> list[dict[str, object]]:
@@ -63,6 +66,17 @@ def test_what_openvino_refuses_is_served_with_tensorflows_numbers(
     assert len(asked) >= times(10, 3)
     for each in asked:
         check_answer(served.plane, each)
+
+
+def test_a_worker_outlives_the_thread_that_loaded_its_model(served: Served) -> None:
+    """The kernel takes that thread for the worker's parent, and gave it its low priority."""
+    assert served.events("worker_died") == []
+    workers = served.workers()
+    assert len(workers) >= len(SERVED)
+    for pid in workers:
+        threads = [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
+        wanted = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {wanted}
 
 
 def test_each_signature_says_who_serves_it_and_why(served: Served) -> None:

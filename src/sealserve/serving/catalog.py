@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
 
 from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import LifeConfig, ModelConfig
+from sealserve.serving.gentle import gentle
 from sealserve.serving.labels import assign_labels
 from sealserve.serving.metrics import Metrics
 from sealserve.serving.runtimes.base import Model, Runtime
@@ -48,7 +47,6 @@ Admit = Callable[[str, int, Path], None]
 
 __all__ = ["Catalog", "Handle", "ModelSpec", "Prepare", "State", "VersionStatus"]
 
-_LOW_PRIORITY: Final = 10
 # The file as it is cannot be served; no pause changes that.
 _FINAL = frozenset(
     f"servable.{name}"
@@ -286,7 +284,7 @@ class Catalog(Table):
         return model
 
     def _load_aside(self, name: str, version: int, path: Path) -> Model:
-        """Load in a thread of its own, which ends with its low priority."""
+        """Load in a thread of its own, which gives way to those that serve."""
         if not self._gentle:
             return self._load_now(name, version, path)
         answer: list[Model] = []
@@ -294,8 +292,8 @@ class Catalog(Table):
 
         def work() -> None:
             try:
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
-                answer.append(self._load_now(name, version, path))
+                with gentle():
+                    answer.append(self._load_now(name, version, path))
             except Exception as error:
                 failure.append(error)
 

@@ -9,6 +9,8 @@ Rules this module keeps:
 * TensorFlow is never imported here. It may be installed beside sealserve or in
   another environment, named by its interpreter.
 * Tensors travel over socket pairs; nothing of a model or a request is written to a file.
+* A worker ends with this process. The kernel knows that by the *thread* that started it, so
+  all are started from one that lasts.
 * A worker that dies is started again at the next request, at most once in
   `_RESTART_PAUSE` seconds; requests in between are told so.
 """
@@ -24,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -31,6 +34,7 @@ from typing import Final
 from sealserve.errors import InputError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
+from sealserve.serving.gentle import give_way, is_gentle, raise_again
 from sealserve.serving.runtimes import tensorflow_worker as worker
 from sealserve.serving.runtimes.base import Model, Signature, Tuning
 from sealserve.wire.tensorflow import graph_pb2
@@ -70,6 +74,7 @@ class TensorFlowRuntime:
         self._interpreter = interpreter
         self._config = config
         self._log = log
+        self._starter = ThreadPoolExecutor(1, "start-worker")
 
     def load(
         self,
@@ -83,7 +88,7 @@ class TensorFlowRuntime:
             Unavailable: ``servable.worker_failed``.
         """
         signatures = {key: Signature.from_wire(key, definitions[key]) for key in sorted(keys)}
-        process = _Worker(self._interpreter, path, self._config, self._log)
+        process = _Worker(self._interpreter, path, self._config, self._log, self._starter)
         model = _TensorFlowModel(definitions, signatures, process)
         model.tuning = dict.fromkeys(signatures, _tuning(self._config))
         return model
@@ -113,7 +118,15 @@ class _TensorFlowModel(Model):
 class _Worker:
     """One worker process and its lanes; started again when it has died."""
 
-    def __init__(self, interpreter: Path, path: Path, config: RuntimeConfig, log: Log) -> None:
+    def __init__(
+        self,
+        interpreter: Path,
+        path: Path,
+        config: RuntimeConfig,
+        log: Log,
+        starter: ThreadPoolExecutor,
+    ) -> None:
+        self._starter = starter
         self._interpreter = interpreter
         self._path = path
         self._config = config
@@ -194,14 +207,15 @@ class _Worker:
         }
         command = [str(self._interpreter), "-I", worker.__file__, json.dumps(settings)]
         try:
-            self._process = subprocess.Popen(
+            self._process = self._starter.submit(
+                subprocess.Popen,
                 command,
                 pass_fds=lanes,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-            )
+            ).result()
         except OSError as error:
             self._close_sockets()
             raise Unavailable(
@@ -212,11 +226,15 @@ class _Worker:
         finally:
             for lane in theirs:
                 lane.close()
+        if is_gentle():
+            give_way(self._process.pid)
         try:
             version = self._await_ready()
         except BaseException:
             self.close()
             raise
+        if is_gentle():
+            raise_again(self._process.pid)
         self._log.info(
             "worker_started", path=str(self._path), tensorflow=version, pid=self._process.pid
         )

@@ -1,0 +1,67 @@
+"""Loading gives way to serving, and leaves no thread behind that would do so for good."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sealserve.serving import gentle
+
+
+def priority_of(thread: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, thread)
+
+
+def everywhere() -> set[int]:
+    """The priorities of this process's threads."""
+    return {priority_of(int(each.name)) for each in Path("/proc/self/task").iterdir()}
+
+
+def in_a_thread(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_threads_made_meanwhile_are_raised_again() -> None:
+    normal = priority_of(os.getpid())
+    end = threading.Event()
+    seen: list[int] = []
+
+    def load() -> None:
+        with gentle.gentle():
+            lasting = threading.Thread(target=end.wait, daemon=True)
+            lasting.start()
+            seen.append(priority_of(lasting.native_id or 0))
+            seen.append(normal + gentle._LOWER if gentle.is_gentle() else normal)
+        seen.append(priority_of(lasting.native_id or 0))
+        assert not gentle.is_gentle()
+
+    in_a_thread(load)
+    assert seen[0] == seen[1]
+    assert seen[2] == normal
+    assert everywhere() == {normal}
+    end.set()
+
+
+def test_nothing_is_lowered_that_could_not_be_raised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    status = tmp_path / "status"
+    status.write_text("Name: x\nCapEff:\t00000000a80425fb\n")  # a container's, as Docker gives them
+    monkeypatch.setattr(gentle, "_STATUS", status)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (0, 0))
+    seen: list[bool] = []
+
+    def load() -> None:
+        with gentle.gentle():
+            seen.append(gentle.is_gentle())
+
+    in_a_thread(load)
+    assert seen == [False]
+    status.write_text("CapEff:\t000001ffffffffff\n")
+    assert gentle._may_be_raised_to(priority_of(os.getpid()))
