@@ -25,7 +25,7 @@ from sealserve.attestation.collateral_store import (
     require_not_older,
 )
 from sealserve.attestation.verifier import INTEL, Anchor, Verifier
-from sealserve.broker.collateral_file import CollateralFile
+from sealserve.broker.collateral_source import CollateralFile
 from sealserve.errors import InputError, Refused, SealserveError, Unavailable
 from sealserve.files import write_atomically
 from sealserve.logs import make_log

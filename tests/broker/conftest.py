@@ -20,7 +20,7 @@ from sealserve.attestation.policy import PlatformFlags, Policy, Release
 from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.challenges import ChallengeTable
 from sealserve.broker.client import Released, request_release
-from sealserve.broker.collateral_file import CollateralFile
+from sealserve.broker.collateral_source import open_collateral
 from sealserve.broker.config import LimitsConfig
 from sealserve.broker.config_file import with_store
 from sealserve.broker.deposit import seal_for
@@ -180,7 +180,7 @@ def serve(
     clock, stream = Clock(), io.StringIO()
     log = make_log(stream, anchor=verifier.anchor.name)
     table = SharedChallenges(broker.store) if broker.store.shared else ChallengeTable(clock=clock)
-    read = CollateralFile(collateral, log)
+    read = open_collateral(collateral, log)
     judge = Judge(broker, verifier, read, table, log, now=now, limits=limits)
     decide = KeyRelease(judge)
     server = BrokerServer(decide, LeaseRenewal(judge), Address("127.0.0.1", 0), log)

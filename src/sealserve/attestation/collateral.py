@@ -103,6 +103,14 @@ class Collateral:
         return {each.part: each.begins for each in self.deadlines if each.part in signed}
 
     @property
+    def ends_by_part(self) -> dict[str, datetime]:
+        """When each part expires; a chain with its first certificate."""
+        ends: dict[str, datetime] = {}
+        for deadline in self.deadlines:
+            ends[deadline.part] = min(deadline.ends, ends.get(deadline.part, deadline.ends))
+        return ends
+
+    @property
     def first_to_end(self) -> Deadline:
         """The part that expires first."""
         return min(self.deadlines, key=lambda deadline: deadline.ends)

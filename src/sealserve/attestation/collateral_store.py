@@ -36,10 +36,13 @@ from sealserve.files import write_atomically
 __all__ = [
     "MAX_BUNDLE_BYTES",
     "CollateralStore",
+    "collateral_at",
     "decode_bundle",
     "encode_bundle",
+    "nothing_stored",
     "platform_model",
     "require_not_older",
+    "stored_names",
 ]
 
 MAX_BUNDLE_BYTES: Final = 64 << 20
@@ -87,13 +90,7 @@ class CollateralStore:
         Raises:
             InputError, Unavailable: as :meth:`get`.
         """
-        try:
-            names = sorted(p.name for p in self._directory.iterdir() if _NAME.fullmatch(p.name))
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            raise _unusable(self._directory, error) from None
-        return tuple(_load(self._directory / name) for name in names)
+        return tuple(_load(self._directory / name) for name in stored_names(self._directory))
 
     def put(self, *collateral: Collateral, now: datetime) -> tuple[Path, ...]:
         """Keep collateral; all of it, or none if anything is refused.
@@ -147,6 +144,45 @@ class CollateralStore:
             yield
         finally:
             os.close(lock)
+
+
+def stored_names(directory: Path) -> list[str]:
+    """The names of the collateral files in a store: ``FMSPC.CA.json``.
+
+    Raises:
+        Unavailable: ``collateral.store_unusable``.
+    """
+    try:
+        return sorted(path.name for path in directory.iterdir() if _NAME.fullmatch(path.name))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unusable(directory, error) from None
+
+
+def collateral_at(path: Path) -> tuple[Collateral, ...]:
+    """The collateral in a file, or all of a store's.
+
+    Raises:
+        Unavailable: ``collateral.not_stored``: nothing is there; ``file.unreadable``.
+        InputError: ``collateral.malformed``, ``file.too_large``.
+    """
+    if not path.is_dir():
+        return (Collateral.load(path),)
+    names = stored_names(path)
+    if not names:
+        raise nothing_stored(path)
+    return tuple(_load(path / name) for name in names)
+
+
+def nothing_stored(directory: Path) -> Unavailable:
+    """The error for a store that is empty."""
+    return Unavailable(
+        "collateral.not_stored",
+        "this directory holds no collateral",
+        where=str(directory),
+        hint=f"`sealserve collateral fetch --quote QUOTE --store {directory}` gets it",
+    )
 
 
 def require_not_older(new: Collateral, old: Collateral, *, same_ca: bool = True) -> None:

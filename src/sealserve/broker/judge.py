@@ -31,7 +31,7 @@ from sealserve.attestation.policy import Policy
 from sealserve.attestation.verifier import VerifiedTd, Verifier
 from sealserve.broker import audit
 from sealserve.broker.challenges import Challenges
-from sealserve.broker.collateral_file import CollateralFile
+from sealserve.broker.collateral_source import CollateralSource
 from sealserve.broker.directory import Broker
 from sealserve.broker.limits import Limits, limits_for, peer_limited, resource_limited
 from sealserve.broker.observer import NOBODY, Observer, Outcome
@@ -108,7 +108,7 @@ class Judge:
         self,
         broker: Broker,
         verifier: Verifier,
-        collateral: CollateralFile,
+        collateral: CollateralSource,
         challenges: Challenges,
         log: FilteringBoundLogger,
         *,
@@ -220,7 +220,7 @@ class Judge:
         try:
             quote = parse_quote(raw)
             case.facts["quote_sha256"] = quote.signed_digest.hex()
-            collateral = self.collateral.current()
+            collateral = self.collateral.for_quote(raw)
             case.facts["collateral_evaluation"] = collateral.evaluation_number
             case.facts["collateral_qe_evaluation"] = collateral.qe_evaluation_number
             with self.observer.step("verify"):

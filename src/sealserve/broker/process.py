@@ -18,7 +18,7 @@ from sealserve.address import Address
 from sealserve.attestation.verifier import Anchor, Verifier
 from sealserve.broker.challenges import ChallengeTable
 from sealserve.broker.checkpointer import Checkpointer
-from sealserve.broker.collateral_file import CollateralFile
+from sealserve.broker.collateral_source import open_collateral
 from sealserve.broker.directory import Broker, open_broker
 from sealserve.broker.judge import Judge
 from sealserve.broker.operation.chain_watch import ChainWatch
@@ -44,7 +44,7 @@ class ServeOptions:
     Attributes:
         root: the broker's directory.
         listen: where guests reach it; port 0 takes any free port.
-        collateral: the collateral file, re-read when it changes.
+        collateral: a collateral file, or a directory of them; re-read when they change.
         simulation_anchor: root of a SIMULATED platform (DER), instead of Intel's.
         require_both: release only what both verifiers accept and agree on.
         ready_fd: gets one JSON line with the addresses once the broker answers.
@@ -74,13 +74,13 @@ def serve(options: ServeOptions) -> None:
         open_broker(options.root) as broker,
         Checkpointer(broker.audit, broker.audit_signer(), broker.config.audit, log),
     ):
-        collateral = CollateralFile(options.collateral, log)
+        collateral = open_collateral(options.collateral, log)
         challenges = _challenges_of(broker)
         chain = ChainWatch(broker.audit)
         beside = operation(
             broker,
             chain,
-            collateral.current,
+            collateral.in_force,
             log,
             simulated=anchor.simulated,
             nonces=lambda: len(challenges),

@@ -213,7 +213,11 @@ def serve(
         str, typer.Option(help="Where guests reach it; port 0 takes any.", metavar="HOST:PORT")
     ],
     collateral: Annotated[
-        Path, typer.Option(help="Intel's collateral (JSON); re-read when it changes.")
+        Path,
+        typer.Option(
+            help="Intel's collateral: a file (JSON), or a directory of `sealserve collateral` for"
+            " several platform models; re-read when it changes."
+        ),
     ],
     simulation_anchor: Annotated[
         Path | None,
@@ -325,7 +329,8 @@ def admin_identity(
 def doctor(
     directory: _Directory,
     collateral: Annotated[
-        Path | None, typer.Option(help="The collateral that the broker serves with.")
+        Path | None,
+        typer.Option(help="What the broker serves with: a file or a directory."),
     ] = None,
     early_collateral: Annotated[
         Path | None,
@@ -350,14 +355,14 @@ def doctor(
     """
     from datetime import UTC, datetime
 
-    from sealserve.attestation.collateral import Collateral
+    from sealserve.attestation.collateral_store import collateral_at
     from sealserve.broker.operation.doctor import examine
 
     report = examine(
         directory,
         now=datetime.now(UTC),
-        collateral=Collateral.load(collateral) if collateral else None,
-        early=Collateral.load(early_collateral) if early_collateral else None,
+        collateral=collateral_at(collateral) if collateral else (),
+        early=collateral_at(early_collateral) if early_collateral else (),
     )
     emit(report.to_dict(within), as_json=json, text=report.to_text(within))
     if report.due(within):

@@ -26,7 +26,7 @@ def watch(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Watch]:
 
     def make() -> Watch:
         return Watch(
-            world.broker, ChainWatch(world.broker.audit), collateral.current, simulated=True
+            world.broker, ChainWatch(world.broker.audit), collateral.in_force, simulated=True
         )
 
     return make

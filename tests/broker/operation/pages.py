@@ -21,7 +21,10 @@ from tests.broker.conftest import World
 def pages_of(world: World) -> Pages:
     """The page of a world's broker, whose decisions are counted from now on."""
     watch = Watch(
-        world.broker, ChainWatch(world.broker.audit), world.judge.collateral.current, simulated=True
+        world.broker,
+        ChainWatch(world.broker.audit),
+        world.judge.collateral.in_force,
+        simulated=True,
     )
     metrics = BrokerMetrics(watch.look, lambda: 0)
     world.judge.observer = metrics

@@ -85,7 +85,7 @@ def look(platform: SimulatedPlatform, **changes: Any) -> Look:
         "seen": healthy_seen(),
         "certificate_ends": NOW + 1000 * DAY,
         "simulated": True,
-        "collateral": Collateral.from_json(collateral),
+        "collateral": (Collateral.from_json(collateral),),
         "audit_problem": None,
         "kek_problem": None,
         "free_bytes": 10 << 30,
@@ -198,11 +198,11 @@ def test_collateral_is_due_part_by_part(platform: SimulatedPlatform) -> None:
     ending = Collateral.from_json(
         platform.collateral(NOW, CollateralOptions(lifetime=timedelta(days=10)))
     )
-    report = report_on(look(platform, collateral=ending))
+    report = report_on(look(platform, collateral=(ending,)))
     assert len(due(report)) == 4
     assert set(due(report)) == {"collateral.ends"}
     assert due(report, within=9) == []
-    later = report_on(look(platform, collateral=ending, now=NOW + 11 * DAY))
+    later = report_on(look(platform, collateral=(ending,), now=NOW + 11 * DAY))
     assert "has ended" in next(f for f in later.findings if f.code == "collateral.ends").message
 
 
@@ -239,17 +239,17 @@ def grace(days: int | None) -> tuple[ResourceState, ...]:
 
 
 def test_a_tcb_recovery_locks_a_seen_platform_out(platform: SimulatedPlatform) -> None:
-    report = report_on(look(platform, seen=on_platform(), collateral=behind(platform)))
+    report = report_on(look(platform, seen=on_platform(), collateral=(behind(platform),)))
     (finding,) = report.due()
     assert (finding.code, finding.kind) == ("tcb.denied", "lock-out")
     assert "Microcode (BIOS) has 3, needs 9" in finding.message
-    unseen = look(platform, seen=on_platform(NOW - 40 * DAY), collateral=behind(platform))
+    unseen = look(platform, seen=on_platform(NOW - 40 * DAY), collateral=(behind(platform),))
     assert due(report_on(unseen)) == []
 
 
 def test_grace_ends_when_the_appraisal_says_so(platform: SimulatedPlatform) -> None:
     changes: dict[str, Any] = {"seen": on_platform(), "resources": grace(110)}
-    report = report_on(look(platform, collateral=behind(platform), **changes))
+    report = report_on(look(platform, collateral=(behind(platform),), **changes))
     (finding,) = report.due()
     assert (finding.code, finding.kind) == ("tcb.grace_ends", "lock-out")
     assert finding.due is not None
@@ -259,33 +259,55 @@ def test_grace_ends_when_the_appraisal_says_so(platform: SimulatedPlatform) -> N
     for moment, trusted in ((finding.due - timedelta(seconds=1), True), (finding.due, False)):
         assert appraise(policy, td, EVENTS, now=moment).trusted is trusted
     changes["resources"] = grace(9)
-    assert due(report_on(look(platform, collateral=behind(platform), **changes))) == ["tcb.denied"]
+    assert due(report_on(look(platform, collateral=(behind(platform),), **changes))) == [
+        "tcb.denied"
+    ]
 
 
 def test_an_accepted_platform_behind_the_newest_level_is_a_notice(
     platform: SimulatedPlatform,
 ) -> None:
     changes = {"seen": on_platform(), "resources": grace(None)}
-    report = report_on(look(platform, collateral=behind(platform), **changes))
+    report = report_on(look(platform, collateral=(behind(platform),), **changes))
     assert due(report) == []
     assert "tcb.newer_level" in [finding.code for finding in report.findings]
 
 
 def test_the_next_evaluation_is_held_against_platforms(platform: SimulatedPlatform) -> None:
     early = behind(platform, evaluation_number=18)
-    today = look(platform, seen=on_platform(), early=early)
+    today = look(platform, seen=on_platform(), early=(early,))
     report = report_on(today)
     (finding,) = [f for f in report.findings if f.code == "tcb.denied_by_next_evaluation"]
-    assert today.collateral is not None
-    assert finding.due == today.collateral.ends  # until then the collateral of today may be kept
+    assert finding.due == today.collateral[0].ends  # until then the collateral of today may be kept
     assert "evaluation 18" in finding.message
     assert due(report, within=61)[0] in ("collateral.ends", "tcb.denied_by_next_evaluation")
+
+
+def test_each_platform_model_has_its_own_end(platform: SimulatedPlatform) -> None:
+    """A store for two models, of which one ends soon, and which lacks a third."""
+    lasting, ending = (
+        Collateral.from_json(
+            platform.collateral(
+                NOW, CollateralOptions(lifetime=days * DAY, tcb_info={"fmspc": fmspc})
+            )
+        )
+        for days, fmspc in ((60, "51494D000000"), (10, "51494D000001"))
+    )
+    report = report_on(look(platform, seen=on_platform(), collateral=(lasting, ending)))
+    subjects = {f.subject for f in report.due()}
+    assert "tcb_info of 51494d000001 (platform CA)" in subjects
+    assert not any("51494d000000" in subject for subject in subjects)
+    report = report_on(look(platform, seen=on_platform(), collateral=(ending,)))
+    (missing,) = [f for f in report.findings if f.code == "collateral.platform_missing"]
+    assert missing.kind == "lock-out"
+    assert "platforms 51494d000000" in missing.subject
+    assert "--fmspc 51494d000000" in missing.advice
 
 
 def test_without_collateral_the_audit_logs_own_word_is_used(platform: SimulatedPlatform) -> None:
     seen = on_platform()
     seen.platforms[TCB] = replace(seen.platforms[TCB], status="OutOfDate")
-    report = report_on(look(platform, seen=seen, collateral=None))
+    report = report_on(look(platform, seen=seen, collateral=()))
     assert due(report) == ["tcb.denied"]
     assert "collateral.not_examined" in [finding.code for finding in report.findings]
 
@@ -330,10 +352,10 @@ def test_a_failure_inside_is_remembered_for_an_hour(world: World) -> None:
     with pytest.raises(Unavailable):
         world.ask()
     collateral = Collateral.load(world.judge.collateral._path)
-    report = examine(world.broker.root, now=utc_now(), collateral=collateral)
+    report = examine(world.broker.root, now=utc_now(), collateral=(collateral,))
     (finding,) = [each for each in report.due() if each.code == "release.failing"]
     assert "kek.unwrap_failed" in finding.message
-    later = examine(world.broker.root, now=utc_now() + timedelta(hours=2), collateral=collateral)
+    later = examine(world.broker.root, now=utc_now() + timedelta(hours=2), collateral=(collateral,))
     assert "release.failing" not in due(later)
 
 
@@ -419,7 +441,7 @@ def test_every_check_is_documented(platform: SimulatedPlatform) -> None:
 def test_a_real_broker_after_a_release(world: World) -> None:
     world.ask()
     collateral = Collateral.load(world.judge.collateral._path)
-    report = examine(world.broker.root, now=utc_now(), collateral=collateral)
+    report = examine(world.broker.root, now=utc_now(), collateral=(collateral,))
     codes = [finding.code for finding in report.findings]
     assert "policy.simulation_allowed" not in codes  # it is a SIMULATION broker, and says so
     unmatched = [f.subject for f in report.findings if f.code == "policy.no_live_measurement"]

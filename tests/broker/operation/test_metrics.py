@@ -12,6 +12,7 @@ from sealserve import __version__
 from sealserve.broker.operation.metrics import BrokerMetrics
 from sealserve.broker.operation.watch import Watch
 from sealserve.errors import SealserveError, Unavailable
+from sealserve.simulator.platform import FMSPC
 from sealserve.simulator.td import SoftwareTd
 from tests.broker.conftest import World
 
@@ -65,7 +66,7 @@ def test_the_tables_and_the_collateral_are_read(world: World, metrics: BrokerMet
     assert value(metrics, "store_up") == 1
     assert value(metrics, "info", version=__version__) == 1
     for part in ("tcb_info", "qe_identity", "pck_crl", "root_ca_crl"):
-        left = value(metrics, "collateral_days_left", part=part)
+        left = value(metrics, "collateral_days_left", fmspc=FMSPC.hex(), ca="platform", part=part)
         assert left is not None
         assert 29 < left < 30
     assert (value(metrics, "certificate_days_left") or 0) > 1800

@@ -91,7 +91,10 @@ def test_a_changed_policy_is_read(world: World, watch: Callable[[], Watch]) -> N
 
 def test_looks_are_kept_for_seconds(world: World) -> None:
     watched = Watch(
-        world.broker, ChainWatch(world.broker.audit), world.judge.collateral.current, simulated=True
+        world.broker,
+        ChainWatch(world.broker.audit),
+        world.judge.collateral.in_force,
+        simulated=True,
     )
     first = watched.view()
     assert watched.view() is first

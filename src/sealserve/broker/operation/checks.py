@@ -8,8 +8,9 @@ it has no rules of its own. All numbers are those of `thresholds`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 
+from sealserve.attestation.collateral import Collateral
 from sealserve.attestation.policy import Policy
 from sealserve.broker.operation.findings import Finding
 from sealserve.broker.operation.look import Look
@@ -23,28 +24,28 @@ _FETCH = "run `sealserve collateral fetch`; the broker re-reads the file when it
 
 def collateral_ends(look: Look) -> Iterator[Finding]:
     """Each part of the collateral, and whether a policy wants newer ones."""
-    collateral = look.collateral
-    if collateral is None:
+    if not look.collateral:
         yield Finding(
             code="collateral.not_examined",
             kind="notice",
             subject="collateral",
             message="no collateral was given, so its end and TCB changes were not examined",
-            advice="give --collateral FILE: the file that the broker serves with",
+            advice="give --collateral PATH: what the broker serves with",
         )
-        return
-    ends: dict[str, datetime] = {}
-    for deadline in collateral.deadlines:
-        ends[deadline.part] = min(deadline.ends, ends.get(deadline.part, deadline.ends))
-    for part, end in ends.items():
+    for collateral in look.collateral:
+        yield from _ends_of(look, collateral)
+
+
+def _ends_of(look: Look, collateral: Collateral) -> Iterator[Finding]:
+    for part, end in collateral.ends_by_part.items():
         passed = end < look.now
         yield Finding(
             code="collateral.ends",
             kind="lock-out",
-            subject=f"{part} of {collateral.fmspc}",
-            message="has ended: every guest is denied"
+            subject=f"{part} of {collateral.fmspc} ({collateral.ca} CA)",
+            message="has ended: every guest on this platform model is denied"
             if passed
-            else "ends, and with it every release",
+            else "ends, and with it every release to this platform model",
             advice=_FETCH,
             due=end,
             notice_days=look.thresholds.collateral_days,
@@ -56,8 +57,8 @@ def collateral_ends(look: Look) -> Iterator[Finding]:
                 code="collateral.too_old_for_policy",
                 kind="lock-out",
                 subject=resource.name,
-                message=f"its policy wants TCB evaluation {wanted}, and the collateral has "
-                f"{collateral.evaluation_number}",
+                message=f"its policy wants TCB evaluation {wanted}, and the collateral of "
+                f"{collateral.fmspc} has {collateral.evaluation_number}",
                 advice=_FETCH,
             )
 

@@ -31,8 +31,8 @@ def examine(
     root: Path,
     *,
     now: datetime,
-    collateral: Collateral | None = None,
-    early: Collateral | None = None,
+    collateral: tuple[Collateral, ...] = (),
+    early: tuple[Collateral, ...] = (),
 ) -> Report:
     """Examine a broker's directory, whether a broker process runs on it or not.
 
@@ -82,8 +82,8 @@ def _look(
     identity: BrokerIdentity,
     store: Store,
     now: datetime,
-    collateral: Collateral | None,
-    early: Collateral | None,
+    collateral: tuple[Collateral, ...],
+    early: tuple[Collateral, ...],
     kek_problem: str | None,
 ) -> Look:
     log = AuditLog(store)

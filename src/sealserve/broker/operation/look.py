@@ -23,7 +23,7 @@ class Look:
         seen: what the audit log tells of guests.
         certificate_ends: of the broker's own certificate.
         simulated: whether the broker decides under a SIMULATION anchor; ``None``: not known.
-        collateral: in force; ``None`` if it was not given.
+        collateral: in force, of each platform model; empty if it was not given.
         early: what Intel will put in force next, if it was given.
         audit_problem: what is wrong with the chain; ``None`` if it is whole.
         kek_problem: why the key-encryption key cannot be used; ``None`` if it can.
@@ -37,8 +37,8 @@ class Look:
     seen: Seen
     certificate_ends: datetime
     simulated: bool | None
-    collateral: Collateral | None
-    early: Collateral | None = None
+    collateral: tuple[Collateral, ...]
+    early: tuple[Collateral, ...] = ()
     audit_problem: str | None
     kek_problem: str | None
     free_bytes: int

@@ -1,7 +1,7 @@
 """Prometheus metrics of one broker process, in a registry of their own.
 
-Rules this module keeps: labels are names from the source (steps, verdicts, codes,
-parts of the collateral), so that no peer can make a new series. What the tables
+Rules this module keeps: labels are names from the source (steps, verdicts, codes)
+or from the operator's collateral, so that no peer can make a new series. What the tables
 know is read when somebody scrapes, and not counted a second time here.
 """
 
@@ -152,14 +152,12 @@ def _collateral_days(look: Look) -> GaugeMetricFamily:
     family = GaugeMetricFamily(
         f"{_PREFIX}_collateral_days_left",
         "Until a part of the collateral ends; negative once it has.",
-        labels=["part"],
+        labels=["fmspc", "ca", "part"],
     )
-    if look.collateral is not None:
-        ends: dict[str, datetime] = {}
-        for deadline in look.collateral.deadlines:
-            ends[deadline.part] = min(deadline.ends, ends.get(deadline.part, deadline.ends))
-        for part, end in ends.items():
-            family.add_metric([part], _days(end, look.now))
+    for collateral in look.collateral:
+        for part, end in collateral.ends_by_part.items():
+            labels = [collateral.fmspc, collateral.ca, part]
+            family.add_metric(labels, _days(end, look.now))
     return family
 
 

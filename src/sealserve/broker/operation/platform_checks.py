@@ -6,7 +6,7 @@ makes of them. The quoting enclave's level is left out, as in `collateral_outloo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,13 +25,30 @@ def platforms_fall_behind(look: Look) -> Iterator[Finding]:
     """TCB recovery: platforms that were let in, under the collateral of today and tomorrow."""
     oldest = look.days_ago(look.thresholds.live_days)
     policies = {each.name: each.policy for each in look.snapshot.resources}
+    models = {each.fmspc for each in look.collateral}
     for tcb, platform in look.seen.platforms.items():
         if platform.last < oldest:
+            continue
+        if models and tcb.fmspc.hex() not in models:
+            yield _no_collateral(tcb, platform)
             continue
         for name in sorted(platform.resources):
             policy = policies.get(name)
             if policy is not None:
                 yield from _platform_outlook(look, tcb, platform, name, policy)
+
+
+def _no_collateral(tcb: PlatformTcb, platform: Platform) -> Finding:
+    fmspc = tcb.fmspc.hex()
+    return Finding(
+        code="collateral.platform_missing",
+        kind="lock-out",
+        subject=f"platforms {fmspc} with CPUSVN {tcb.components.hex()}",
+        message=f"a guest was let in on {platform.last:%Y-%m-%d}, and none is any more: the broker"
+        " has no collateral of this platform model",
+        advice=f"`sealserve collateral fetch --fmspc {fmspc}` into the directory that it serves"
+        " with",
+    )
 
 
 def _platform_outlook(
@@ -71,8 +88,8 @@ def _platform_outlook(
 
 
 def _early_outlook(look: Look, tcb: PlatformTcb, about: str, policy: Policy) -> Iterator[Finding]:
-    early = look.early
-    then = _Standing.under(tcb, early)
+    early, today = _of_model(tcb, look.early), _of_model(tcb, look.collateral)
+    then = _Standing.under(tcb, look.early)
     if early is None or then is None:
         return
     ends = then.accepted_until(policy)
@@ -83,9 +100,9 @@ def _early_outlook(look: Look, tcb: PlatformTcb, about: str, policy: Policy) -> 
             kind="lock-out",
             subject=about,
             message=f"Intel's next TCB information (evaluation {early.evaluation_number}) makes it "
-            f"{then}, which the policy does not accept{_behind(tcb, early)}",
+            f"{then}, which the policy does not accept{_behind(tcb, look.early)}",
             advice="update the platform before you fetch that collateral; this one ends then",
-            due=look.collateral.ends if look.collateral else early.ends,
+            due=today.ends if today else early.ends,
             notice_days=look.thresholds.grace_days,
         )
 
@@ -98,8 +115,9 @@ class _Standing:
     date: datetime
 
     @classmethod
-    def under(cls, tcb: PlatformTcb, collateral: Collateral | None) -> _Standing | None:
-        if collateral is None or collateral.fmspc != tcb.fmspc.hex():
+    def under(cls, tcb: PlatformTcb, given: Sequence[Collateral]) -> _Standing | None:
+        collateral = _of_model(tcb, given)
+        if collateral is None:
             return None
         try:
             level = status_under(tcb, collateral)
@@ -122,8 +140,14 @@ class _Standing:
         return f"{self.status} (TCB level of {self.date:%Y-%m-%d})"
 
 
-def _behind(tcb: PlatformTcb, collateral: Collateral | None) -> str:
-    if collateral is None or collateral.fmspc != tcb.fmspc.hex():
+def _of_model(tcb: PlatformTcb, given: Sequence[Collateral]) -> Collateral | None:
+    # What the CA is does not matter: the TCB information is of the model.
+    return next((each for each in given if each.fmspc == tcb.fmspc.hex()), None)
+
+
+def _behind(tcb: PlatformTcb, given: Sequence[Collateral]) -> str:
+    collateral = _of_model(tcb, given)
+    if collateral is None:
         return ""
     try:
         date, found = shortfalls(tcb, collateral)

@@ -46,7 +46,7 @@ class Operation:
 def operation(
     broker: Broker,
     chain: ChainWatch,
-    collateral: Callable[[], Collateral],
+    collateral: Callable[[], tuple[Collateral, ...]],
     log: Log,
     *,
     simulated: bool,

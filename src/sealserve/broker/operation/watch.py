@@ -55,7 +55,7 @@ class Watch:
         self,
         broker: Broker,
         chain: ChainWatch,
-        collateral: Callable[[], Collateral],
+        collateral: Callable[[], tuple[Collateral, ...]],
         *,
         simulated: bool,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
