@@ -148,6 +148,21 @@ def test_bad_grpc_requests(running: Running) -> None:
     assert refused(lambda r: r.inputs[0].shape.append(2**50)) == "INVALID_ARGUMENT"
     assert refused(lambda r: r.outputs.add(name="no")) == "INVALID_ARGUMENT"
 
+    def classified(request: Any) -> None:
+        request.outputs.add(name="y").parameters["classification"].int64_param = 3
+
+    assert refused(classified) == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("name", ["classification", "shared_memory_region"])
+def test_what_would_not_be_done_is_refused(running: Running, name: str) -> None:
+    """Passed over, the client would take numbers for labels, or read memory nobody wrote."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}
+    body = {"inputs": [tensor], "outputs": [{"name": "y", "parameters": {name: 1}}]}
+    status, answer = running.rest("POST", "/v2/models/affine/infer", body)
+    assert status == 400
+    assert f"{name} is an extension that is not served" in answer["error"]
+
 
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -13,6 +13,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from math import prod
 from typing import Any
 
@@ -30,6 +31,7 @@ from sealserve.wire.tensors import Array, numpy_dtype
 
 __all__ = [
     "PLATFORM",
+    "check_parameters",
     "data_type",
     "datatype_of",
     "described",
@@ -62,6 +64,8 @@ _DATATYPES = {
 }
 _NAMES: dict[int, str] = {number: name for name, number in _DATATYPES.items()}
 _OF_DTYPE = {numpy_dtype(number): name for name, number in _DATATYPES.items()}
+# Triton's extensions whose silent absence would give another answer than was asked for.
+_NOT_DONE = ("classification", "shared_memory_region")
 _MAX_DIMENSIONS = 32
 _MAX_ELEMENTS = 2**31
 
@@ -176,6 +180,20 @@ def to_raw(array: Array) -> bytes:
         items = [bytes(item) for item in array.ravel().tolist()]
         return b"".join(struct.pack("<I", len(item)) + item for item in items)
     return np.ascontiguousarray(array).tobytes()
+
+
+def check_parameters(name: str, parameters: Iterable[str]) -> None:
+    """Refuse what is asked of an output and would not be done.
+
+    Raises:
+        InputError: ``request.v2_parameter``.
+    """
+    for each in parameters:
+        if each in _NOT_DONE:
+            raise InputError(
+                "request.v2_parameter",
+                f"output {name[:100]!r}: {each} is an extension that is not served",
+            )
 
 
 def _strings(name: str, raw: bytes, count: int) -> Array:

@@ -104,6 +104,8 @@ class InferenceService:
             for position, each in enumerate(request.inputs)
         }
         signature = request.parameters["signature_name"].string_param
+        for each in request.outputs:
+            v2.check_parameters(each.name, each.parameters)
         wanted = [each.name for each in request.outputs]
         prediction = v2.infer(self._dataplane, spec, signature, inputs, wanted, call)
         response = wire.ModelInferResponse(

@@ -117,6 +117,8 @@ class RestV2:
         if not isinstance(signature, str):
             raise InputError("request.json_form", "'signature_name' must be a string")
         outputs = _objects({"outputs": [], **parsed}, "outputs")
+        for each in outputs:
+            v2.check_parameters(str(each.get("name")), _names_in(each.get("parameters")))
         usual, otherwise = outputs_wanted_raw(parsed, outputs)
         wanted = [str(each.get("name")) for each in outputs]
         prediction = v2.infer(self._dataplane, spec, signature, inputs, wanted, call)
@@ -138,6 +140,10 @@ class RestV2:
                 entry["data"] = plain(key, array.reshape(-1))
             answer["outputs"].append(entry)
         return Packed.of(dump(answer), behind) if behind else dump(answer)
+
+
+def _names_in(parameters: Any) -> list[str]:
+    return [str(each) for each in parameters] if isinstance(parameters, dict) else []
 
 
 def _objects(parsed: dict[str, Any], key: str) -> list[dict[str, Any]]:
