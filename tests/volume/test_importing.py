@@ -28,6 +28,8 @@ from sealserve.volume.mount import mount_sealed
 from sealserve.volume.process import run
 from sealserve.volume.reader import SealedReader
 from sealserve.volume.record import VolumeRecord, open_record
+from sealserve.volume.recovery import backup_header, recover_key, restore_header
+from sealserve.volume.rotate import rotate
 from sealserve.volume.tree import tree_digest
 from tests.volume.conftest import KEY, MARKER, flip, need_tools
 from tests.volume.foreign import MIB, PASSPHRASE, encrypted, filesystem, original_tree
@@ -194,6 +196,27 @@ def test_a_volume_made_elsewhere_is_opened_as_it_is(
         verify_file(file.fileno(), record)
     assert caught.value.code == "volume.block_mismatch"
     nothing_left()
+
+
+def test_an_adopted_volume_has_a_way_back_in_and_a_next_version(
+    old: Old, place: Path, owner: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    """Its recovery header has its own layout; what is rotated has ours."""
+    phrase = b"a phrase of sixteen bytes or more"
+    record = adopted(old.own_key, place / "v", owner)
+    backup = tmp_path / "v.header"
+    backup_header(place / "v", record, backup, key=KEY, phrase=phrase, memory_kib=1 << 16)
+    flip(place / "v", 4096 + 17)
+    restore_header(place / "v", record, backup)
+    key = recover_key(record, backup, phrase)
+    raw = rotate(
+        place / "v", record, key, new_key=bytes(32), owner_key=owner, target=place / "next"
+    )
+    following = open_record(raw, owner.public_key())
+    assert (record.sector_size, following.sector_size, following.version) == (512, 4096, 2)
+    with SealedReader(place / "next", following, bytes(32)) as volume:
+        volume.extract(tmp_path / "out")
+    assert listing(tmp_path / "out") == listing(old.tree)
 
 
 def test_models_of_an_adopted_volume_are_in_its_record(

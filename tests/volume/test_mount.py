@@ -19,7 +19,7 @@ import pytest
 from sealserve.errors import InputError, Refused, SealserveError, Unavailable
 from sealserve.volume import child, process
 from sealserve.volume.mount import mount_sealed
-from sealserve.volume.process import is_mounted
+from sealserve.volume.process import filesystem_type, is_mounted
 from sealserve.volume.record import key_id_of
 from tests.conftest import missing
 from tests.volume.conftest import MARKER, Sealed, flip
@@ -383,6 +383,22 @@ def test_is_mounted_reads_odd_names(tmp_path: Path, sealed: Sealed) -> None:
     with mount_sealed(sealed.path, sealed.record, sealed.key, mountpoint, driver="fuse"):
         assert is_mounted(mountpoint)
     assert not is_mounted(mountpoint)
+
+
+def test_what_a_path_lies_on_is_told_without_touching_it(tmp_path: Path, sealed: Sealed) -> None:
+    """A look at a file whose FUSE process hangs, hangs."""
+    mountpoint = tmp_path / "mnt"
+    with mount_sealed(sealed.path, sealed.record, sealed.key, mountpoint, driver="fuse"):
+        (serving,) = [pid for pid in children() if b"volume.fuse" in _read(f"/proc/{pid}/cmdline")]
+        directory = _read(f"/proc/{serving}/cmdline").split(b"\0")[5].decode()
+        assert filesystem_type(f"{directory}/volume").startswith("fuse")
+        assert filesystem_type(f"{mountpoint}/no/such/file") in (
+            "ext4",
+            "fuse.ext4",
+            "fuse.fuse2fs",
+        )
+        assert filesystem_type(f"{directory}-beside") == filesystem_type(str(tmp_path.parent))
+    assert filesystem_type("/proc/version") == "proc"
 
 
 def test_errors_name_their_codes() -> None:

@@ -104,6 +104,8 @@ def adopt(
     sealed_key: SealedKey,
     key_fd: KeyFd,
     volume_version: _Version = 1,
+    header_backup: Backup = None,
+    phrase_fd: PhraseFd = None,
     force: Force = False,
     json: JsonFlag = False,
 ) -> None:
@@ -130,6 +132,6 @@ def adopt(
         )  # fmt: skip
 
     deliver(
-        make, out, record, broker, sealed_key, None, None, owner_key, f"adopting {old}",
-        force=force, json=json, given=read_key(key_fd),
+        make, out, record, broker, sealed_key, header_backup, phrase_fd, owner_key,
+        f"adopting {old}", force=force, json=json, given=read_key(key_fd),
     )  # fmt: skip

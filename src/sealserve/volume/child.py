@@ -96,7 +96,7 @@ class FuseChild:
         try:
             _await_ready(status)
             if mode == "write":
-                self._watchdog = self._watch(heartbeat)
+                self._watch(heartbeat)
         except BaseException:
             self._process.kill()  # nothing was written yet
             self.close()
@@ -164,22 +164,29 @@ class FuseChild:
                 start_new_session=True,
             )
 
-    def _watch(self, heartbeat: int) -> subprocess.Popen[bytes]:
+    def _watch(self, heartbeat: int) -> None:
+        """Start the watchdog, and wait until no lack of memory can stop it any more."""
         pidfd = os.pidfd_open(self._process.pid)
         directory = os.open(self.directory, os.O_PATH)
+        ready, ready_writer = os.pipe()
         try:
-            inherited = (heartbeat, pidfd, directory)
+            inherited = (heartbeat, pidfd, directory, ready_writer)
             number = self.directory.stat().st_dev
             command = [sys.executable, "-P", "-m", "sealserve.volume.watchdog"]
             command += [*map(str, (self._process.pid, number, PATIENCE, *inherited))]
-            return subprocess.Popen(
-                command,
-                pass_fds=inherited,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            try:
+                self._watchdog = subprocess.Popen(
+                    command,
+                    pass_fds=inherited,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(ready_writer)
+            _await_ready(ready, "watchdog")
         finally:
+            os.close(ready)
             os.close(directory)
             os.close(pidfd)
 
@@ -200,14 +207,14 @@ def require_fuse() -> None:
         find_tool("fusermount3")
 
 
-def _await_ready(status: int) -> None:
+def _await_ready(status: int, who: str = "FUSE process") -> None:
     answer = b""
     deadline = time.monotonic() + _START_TIMEOUT
     while not answer.endswith(b"\n"):
         ready, _, _ = select.select([status], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             raise Unavailable(
-                "volume.fuse_failed", f"the FUSE process was not ready in {_START_TIMEOUT:g} s"
+                "volume.fuse_failed", f"the {who} was not ready in {_START_TIMEOUT:g} s"
             )
         piece = os.read(status, 65536)
         if not piece:

@@ -21,14 +21,17 @@ from typing import Final
 
 from sealserve.errors import Unavailable
 from sealserve.volume.child import FuseChild
-from sealserve.volume.luks2 import KEYSLOTS_SIZE, METADATA_SIZE
+from sealserve.volume.luks2 import KEYSLOTS_SIZE, METADATA_SIZE, Layout
 from sealserve.volume.process import Runner, secret_pipe
 from sealserve.volume.record import BLOCK_SIZE, Filesystem, Kind
 
-__all__ = ["RANDOM_KEY", "SEGMENT_OFFSET", "Arrangement", "Inside", "format_header"]
+__all__ = ["OUR_LAYOUT", "RANDOM_KEY", "SEGMENT_OFFSET", "Arrangement", "Inside", "format_header"]
 
 SEGMENT_OFFSET: Final = 2 * METADATA_SIZE + KEYSLOTS_SIZE
 """Bytes before the encrypted segment: 16 MiB, cryptsetup's own default."""
+
+OUR_LAYOUT: Final = Layout(SEGMENT_OFFSET)
+"""What we make."""
 
 RANDOM_KEY: Final = ("--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000")
 """For a keyslot that 256 random bits open: there is nothing to stretch."""
@@ -45,16 +48,18 @@ def format_header(
     *,
     derivation: Sequence[str] = RANDOM_KEY,
     volume_key: bytes | bytearray | None = None,
+    layout: Layout = OUR_LAYOUT,
 ) -> None:
     """Write a LUKS2 header in our shape over the beginning of a file.
 
     Args:
-        path: a file of at least `SEGMENT_OFFSET` bytes and some.
+        path: a file that reaches beyond the header.
         uuid: of the volume.
         key: opens the only keyslot.
         runner: runs the system's programs.
         derivation: options of ``cryptsetup`` for the keyslot's key derivation.
         volume_key: the LUKS volume key; a fresh one if absent.
+        layout: ours, or that of an adopted volume.
     """
     with secret_pipe(key) as reader, contextlib.ExitStack() as stack:
         descriptors, given = [reader], []
@@ -70,12 +75,12 @@ def format_header(
             "--disable-locks",
             "--cipher=aes-xts-plain64",
             "--key-size=512",
-            f"--sector-size={BLOCK_SIZE}",
+            f"--sector-size={layout.sector_size}",
             "--hash=sha256",
             *derivation,
-            f"--luks2-metadata-size={METADATA_SIZE}",
-            f"--luks2-keyslots-size={KEYSLOTS_SIZE}",
-            f"--offset={SEGMENT_OFFSET // 512}",
+            f"--luks2-metadata-size={layout.metadata_size}",
+            f"--luks2-keyslots-size={layout.keyslots_size}",
+            f"--offset={layout.segment_offset // 512}",
             f"--uuid={uuid}",
             f"--key-file=/proc/self/fd/{reader}",
             *given,

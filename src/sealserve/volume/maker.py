@@ -31,7 +31,7 @@ from sealserve.errors import InputError, Unavailable
 from sealserve.files import sync_path
 from sealserve.provenance import Trust, verify_model
 from sealserve.volume.child import require_fuse
-from sealserve.volume.filling import SEGMENT_OFFSET, Arrangement, Inside, format_header
+from sealserve.volume.filling import OUR_LAYOUT, SEGMENT_OFFSET, Arrangement, Inside, format_header
 from sealserve.volume.luks2 import Layout
 from sealserve.volume.process import Runner, find_tool, run
 from sealserve.volume.provenance import Provenance
@@ -67,7 +67,6 @@ Progress = Callable[[int, int], None]
 
 _MAX_SIZE: Final = 1 << 44
 _WATCH_PAUSE: Final = 0.1
-_OUR_LAYOUT: Final = Layout(SEGMENT_OFFSET)
 _AS_IT_IS: Final = Arrangement()
 
 
@@ -247,7 +246,7 @@ class Plan:
     filesystem: Filesystem
     data_size: int
     models: tuple[ModelEntry, ...]
-    layout: Layout = _OUR_LAYOUT
+    layout: Layout = OUR_LAYOUT
     provenance: Provenance | None = None
 
     @property

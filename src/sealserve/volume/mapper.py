@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from sealserve.errors import InputError, Unavailable
+from sealserve.volume.process import filesystem_type
 from sealserve.volume.record import VolumeRecord
 
 __all__ = ["Driver", "DriverName", "Mapping", "locked_volume_file", "loops_on", "open_volume_file"]
@@ -118,17 +119,27 @@ def locked_volume_file(path: Path, *, write: bool = False) -> Iterator[int]:
 
 
 def loops_on(path: Path) -> list[str]:
-    """The loop devices that stand on a file."""
+    """The loop devices that stand on a file.
+
+    What stands on a file of FUSE is compared by its name alone: that file's process may
+    hang, and then whoever looks at the file hangs with it.
+    """
     try:
-        wanted = path.resolve().stat()
+        resolved = path.resolve()
+        wanted = resolved.stat()
     except OSError:
         return []
     found = []
     for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
         try:
-            status = Path(backing.read_text().removesuffix("\n")).stat()
-        except OSError:  # gone in the meantime, or on a FUSE mount of another user
+            name = backing.read_text().removesuffix("\n")
+            if name != str(resolved):
+                if filesystem_type(name).startswith("fuse"):
+                    continue
+                status = Path(name).stat()
+                if (status.st_dev, status.st_ino) != (wanted.st_dev, wanted.st_ino):
+                    continue
+        except OSError:  # gone in the meantime
             continue
-        if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
-            found.append(f"/dev/{backing.parent.parent.name}")
+        found.append(f"/dev/{backing.parent.parent.name}")
     return found

@@ -23,6 +23,7 @@ from sealserve.volume.record import KEY_SIZE
 
 __all__ = [
     "Runner",
+    "filesystem_type",
     "find_tool",
     "is_mounted",
     "mount_source",
@@ -204,6 +205,18 @@ def mount_source(path: Path) -> str | None:
         return backing.read_text().removesuffix("\n") if source.startswith("/dev/") else source
     except OSError:
         return source
+
+
+def filesystem_type(path: str) -> str:
+    """What a path lies on, ``ext4`` for example, found out without touching it."""
+    best, kind = b"", ""
+    with Path("/proc/self/mountinfo").open("rb") as table:
+        for line in table:
+            fields = line.split()
+            mountpoint = _unescape(fields[4]).rstrip(b"/") + b"/"
+            if os.fsencode(path).startswith(mountpoint) and len(mountpoint) >= len(best):
+                best, kind = mountpoint, fields[fields.index(b"-") + 1].decode()
+    return kind
 
 
 def _mount_entry(path: Path) -> list[bytes] | None:

@@ -27,7 +27,7 @@ from sealserve.errors import InputError, Unavailable
 from sealserve.files import require_absent, sync_path
 from sealserve.volume.cipher import XTS_KEY_SIZE, wipe
 from sealserve.volume.engine import check_file, check_header, check_key, check_writable, layout_of
-from sealserve.volume.filling import SEGMENT_OFFSET, format_header
+from sealserve.volume.filling import format_header
 from sealserve.volume.luks2 import parse_header, unlock
 from sealserve.volume.mapper import locked_volume_file, open_volume_file
 from sealserve.volume.process import Runner, run
@@ -75,8 +75,7 @@ def backup_header(
 
     Raises:
         InputError: ``file.exists``, ``volume.phrase_size``, ``volume.key_size``.
-        Refused: the file or the key is not what the record says;
-            ``volume.header_refused`` for a recovery header of a foreign layout.
+        Refused: the file or the key is not what the record says.
         Unavailable: ``file.unwritable``, ``volume.tool_failed``.
     """
     require_absent(target)
@@ -88,23 +87,17 @@ def backup_header(
     _check_phrase(phrase)
     if key is None:
         raise InputError("volume.key_size", "a recovery header needs the volume's key")
-    if record.segment_offset != SEGMENT_OFFSET:
-        raise InputError(
-            "volume.foreign_layout",
-            "a recovery header can be made for volumes of our own layout only",
-            hint="make the volume anew with `volume import`",
-        )
     volume_key = _volume_key(record, area, key)
     try:
         with _new_file(target) as descriptor:
-            _write(descriptor, area, SEGMENT_OFFSET)
+            _write(descriptor, area, record.header.size)
             derivation = (
                 "--pbkdf=argon2id", f"--pbkdf-memory={memory_kib}", "--pbkdf-parallel=4",
                 "--pbkdf-force-iterations=4",
             )  # fmt: skip
             format_header(
                 Path(f"/proc/{os.getpid()}/fd/{descriptor}"), record.uuid, phrase, runner,
-                derivation=derivation, volume_key=volume_key,
+                derivation=derivation, volume_key=volume_key, layout=layout_of(record),
             )  # fmt: skip
     finally:
         wipe(volume_key)

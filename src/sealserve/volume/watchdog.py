@@ -6,15 +6,16 @@ process waits for memory. Nothing ends this but aborting the FUSE connection; th
 writers get errors, and what was synced is on the disk.
 
 Started only by `sealserve.volume.child`. Arguments: the FUSE process's id, its
-mount's connection number, seconds to wait, and three inherited descriptors: heartbeat
-(shared memory), a pidfd of that process, its mount directory.
+mount's connection number, seconds to wait, and four inherited descriptors: heartbeat
+(shared memory), a pidfd of that process, its mount directory, and a pipe to say "ready" into.
 
 Rules this module keeps:
 
 * It ends with the process that it watches.
 * All it needs is opened, read once and locked in memory before it starts to watch. In
   the hour of need it must not wait for memory itself, nor let the kernel allocate any
-  for it: in a full cgroup, opening a file already waits for what hangs.
+  for it: in a full cgroup, opening a file already waits for what hangs. Nothing may be
+  written before it is so far: it once hung in its own start.
 * Busy is not hung, and neither is idle: for all of the time the heartbeat must stand
   still and the process must be seen stuck in the kernel, or stopped.
 """
@@ -101,7 +102,9 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 0 if nothing hung, 1 if the connection was aborted.
     """
-    pid, number, heartbeat_file, pidfd, directory = (int(arguments[i]) for i in (0, 1, 3, 4, 5))
+    pid, number, heartbeat_file, pidfd, directory, ready = (
+        int(arguments[i]) for i in (0, 1, 3, 4, 5, 6)
+    )
     patience = float(arguments[2])
     logs.configure(program="sealserve volume")
     log = structlog.get_logger("sealserve.volume.watchdog")
@@ -113,6 +116,9 @@ def main(arguments: list[str]) -> int:
         connection.is_stuck()
         lock_memory()
         last, quiet, previous = heartbeat[:], 0.0, time.monotonic()
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone; we end with the process
+            os.write(ready, b"ready\n")
+        os.close(ready)
         while not poll.poll(_LOOK_EVERY * 1000):
             # Of a pause in which we were stopped ourselves only a look's time counts.
             passed = min(time.monotonic() - previous, 2 * _LOOK_EVERY)
