@@ -7,6 +7,8 @@ import hmac
 import struct
 
 import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
@@ -76,6 +78,43 @@ def test_sizes_are_bounded() -> None:
         KEY.open(bytes(sealing.MAX_SEALED_BYTES + 1), b"")
     with pytest.raises(InputError):
         sealing.HpkeKey.from_private_bytes(bytes(95))
+
+
+# RFC 9180, appendix A.1.1: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-128-GCM, base mode.
+RFC_A_1_1 = {
+    name: bytes.fromhex(value)
+    for name, value in {
+        "info": "4f6465206f6e2061204772656369616e2055726e",
+        "enc": "37fda3567bdbd628e88668c3c8d7e97d1d1253b6d4ea6d44c150f741f1bf4431",
+        "skRm": "4612c550263fc8ad58375df3f557aac531d26850903e55a9f23f21d8534e8ac8",
+        "pkRm": "3948cfe0ad1ddb695d780e59077195da6c56506b027329794ab02bca80815c4d",
+        "key": "4531685d41d65f03dc48f6b8302c05b0",
+        "base_nonce": "56d890e5accaaf011cff4b7d",
+        "pt": "4265617574792069732074727574682c20747275746820626561757479",
+        "aad": "436f756e742d30",
+        "ct": "f938558b5d72f1a23810b4be2ab4f84331acc02fc97babc53a52ae8218a355a96d8770ac83d07bea"
+        "87e13c512a",
+    }.items()
+}
+
+
+def test_the_librarys_hpke_passes_rfc_9180_a_1_1() -> None:
+    """Its interface takes no AAD, which all of the RFC's messages have.
+
+    So a message is made from the vector's own key and nonce: the library opens it only if it
+    derives exactly these from the vector's encapsulated key, private key and `info`.
+    """
+    rfc = RFC_A_1_1
+    aead = AESGCM(rfc["key"])
+    assert aead.encrypt(rfc["base_nonce"], rfc["pt"], rfc["aad"]) == rfc["ct"]
+    private = x25519.X25519PrivateKey.from_private_bytes(rfc["skRm"])
+    assert private.public_key().public_bytes_raw() == rfc["pkRm"]
+    suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_128_GCM)
+    message = rfc["enc"] + aead.encrypt(rfc["base_nonce"], rfc["pt"], b"")
+    assert suite.decrypt(message, private, info=rfc["info"]) == rfc["pt"]
+    for other in (b"", rfc["info"][:-1], rfc["info"] + b"\0"):
+        with pytest.raises(InvalidTag):
+            suite.decrypt(message, private, info=other)
 
 
 def test_the_suite_opens_by_the_book() -> None:
