@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.serving_codecs import TARGETS
+from fuzz.target import feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from sealserve.errors import InputError
 from sealserve.wire import tensors
 from sealserve.wire.tensorflow import tensor_pb2 as pb
+from tests.soak import times
 
 LIMIT = 1 << 20
 
@@ -60,29 +63,30 @@ def test_arrays_survive_the_round_trip(array: np.ndarray[Any, Any], typed: bool)
         assert same(back, array)
 
 
-@given(
-    st.builds(
-        pb.TensorProto,
-        dtype=st.sampled_from(list(pb.DataType.values())),
-        tensor_shape=st.builds(
-            pb.TensorShapeProto,
-            dim=st.lists(
-                st.builds(
-                    pb.TensorShapeProto.Dim,
-                    size=st.integers(-2, 4) | st.integers(-(2**63), 2**63 - 1),
-                ),
-                max_size=5,
+protos = st.builds(
+    pb.TensorProto,
+    dtype=st.sampled_from(list(pb.DataType.values())),
+    tensor_shape=st.builds(
+        pb.TensorShapeProto,
+        dim=st.lists(
+            st.builds(
+                pb.TensorShapeProto.Dim,
+                size=st.integers(-2, 4) | st.integers(-(2**63), 2**63 - 1),
             ),
-            unknown_rank=st.booleans(),
+            max_size=5,
         ),
-        tensor_content=st.binary(max_size=40),
-        float_val=st.lists(st.floats(width=32), max_size=3),
-        int_val=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=3),
-        half_val=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=3),
-        string_val=st.lists(st.binary(max_size=3), max_size=3),
-        scomplex_val=st.lists(st.floats(width=32), max_size=3),
-    )
+        unknown_rank=st.booleans(),
+    ),
+    tensor_content=st.binary(max_size=40),
+    float_val=st.lists(st.floats(width=32), max_size=3),
+    int_val=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=3),
+    half_val=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=3),
+    string_val=st.lists(st.binary(max_size=3), max_size=3),
+    scomplex_val=st.lists(st.floats(width=32), max_size=3),
 )
+
+
+@given(protos)
 @settings(deadline=None, max_examples=400)
 def test_no_proto_gives_anything_but_an_array_or_an_input_error(proto: pb.TensorProto) -> None:
     try:
@@ -91,6 +95,13 @@ def test_no_proto_gives_anything_but_an_array_or_an_input_error(proto: pb.Tensor
         return
     assert list(array.shape) == [dim.size for dim in proto.tensor_shape.dim]
     assert array.nbytes <= LIMIT
+
+
+@given(protos)
+@settings(deadline=None, max_examples=times(20_000, 200))
+def test_a_reading_of_the_lists_one_by_one_says_the_same(proto: pb.TensorProto) -> None:
+    """The fuzz target's promise: google.protobuf's lists, read without numpy, and back."""
+    feed(TARGETS["tensor"], proto.SerializeToString())
 
 
 @given(st.binary(max_size=60), st.integers(0, 6))
