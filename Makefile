@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-deps --re
 SOURCES := src tests bench scripts fuzz
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test lint unit soak bench-broker bench-serving bench-volume system system-tests fuzz wire docs lock clean
+.PHONY: help demo test lint unit soak bench-broker bench-batching bench-serving bench-volume system system-tests fuzz wire docs lock clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -61,6 +61,9 @@ $(ORACLE)/oracle.stamp: requirements/oracle.txt
 	test -x $(ORACLE)/bin/python || $(PYTHON) -m venv $(ORACLE)
 	$(ORACLE)/bin/python $(PIP_INSTALL) -r requirements/oracle.txt
 	touch $@
+
+bench-batching: $(VENV)/dev.stamp ## What batching brings, and what it costs, at 1, 16 and 64 connections
+	$(BIN)/python -m bench.batching $(BENCH_ARGS)
 
 bench-volume: $(VENV)/dev.stamp ## How fast volumes are, beside the raw file, OpenSSL and qemu-storage-daemon (needs root)
 	$(BIN)/python -m bench.volume $(BENCH_ARGS)

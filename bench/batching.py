@@ -1,5 +1,6 @@
 """What batching brings: requests a second with it and without, in one run.
 
+    make bench-batching
     python -m bench.batching [--seconds S] [--rounds N] [--models NAME ...]
 
 Two servers of the same models, one with `--enable_batching`, take turns; each is called over
@@ -8,6 +9,9 @@ gRPC and TLS from this process, which shares its cores, with one row in a reques
 * half_plus_two: nothing to compute, so what a request itself costs;
 * dense: five layers of 2048, whose weights are read once for a batch instead of once a row;
 * efficientnet-lite0: convolutions, which leave little to share between images.
+
+By the clock, and by the processor time that a request takes from the server, which other
+work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -15,24 +19,26 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from bench.serving import served
+from bench.serving import at_once, calls, seconds_used, started
 
-from sealserve.client import connect_classic, run_bench
-from sealserve.client.bench import BenchResult
 from sealserve.model.catalogue import built
 from sealserve.model.graphdef import GraphBuilder
 from sealserve.model.importer import import_model
+from sealserve.model.signature import Signature
 from sealserve.volume.tls_files import TlsFiles, make_tls_files
+from sealserve.wire.serving import api_pb2
+from sealserve.wire.tensors import to_proto
 
-_HOST = "grpc.tf.service.com"
 _CONNECTIONS = (1, 16, 64)
 _WIDTH = 2048
 _PARAMETERS = "max_batch_size { value: 32 } allowed_batch_sizes: [1, 2, 4, 8, 16, 32]"
+
+Server = tuple[int, int]
 
 
 def half_plus_two() -> bytes:
@@ -45,7 +51,7 @@ def half_plus_two() -> bytes:
 
 
 def dense() -> bytes:
-    """Five dense layers: 84 MB of weights, 42 million multiplications a row."""
+    """Five dense layers: 84 MB of weights, 21 million multiplications a row."""
     b, generator = GraphBuilder(), np.random.default_rng(5)
     x = b.placeholder("x", [None, _WIDTH])
     for number in range(5):
@@ -61,27 +67,30 @@ _MODELS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def measure(port: int, tls: TlsFiles, model: str, tasks: int, loops: int) -> BenchResult:
-    """Ask one server."""
-    return run_bench(
-        lambda: connect_classic(
-            f"{_HOST}:{port}", tls.certificate.read_bytes(), connect_to=f"127.0.0.1:{port}"
-        ),
-        model,
-        tasks=tasks,
-        loops=loops,
-    )
+def request(model: str, signature: Signature) -> bytes:
+    """A Predict with one row for each input."""
+    generator = np.random.default_rng(1)
+    wire = api_pb2.PredictRequest()
+    wire.model_spec.name = model
+    for tensor in signature.inputs:
+        row = generator.random([1, *(tensor.shape or ())[1:]], np.float32)
+        wire.inputs[tensor.key].CopyFrom(to_proto(row))
+    return wire.SerializeToString()
 
 
-def rounds(
-    ports: tuple[int, int], tls: TlsFiles, model: str, tasks: int, count: int, seconds: float
-) -> Iterator[tuple[BenchResult, BenchResult]]:
-    """Both servers in turn, so often; about so many seconds each."""
-    alone = measure(ports[0], tls, model, 1, 5)
-    loops = max(3, int(seconds / (alone.p50 * tasks)))
-    for _ in range(count):
-        off, on = (measure(port, tls, model, tasks, loops) for port in ports)
-        yield off, on
+def turns(
+    servers: tuple[Server, Server], tls: TlsFiles, raw: bytes, count: int, given: argparse.Namespace
+) -> list[list[tuple[float, float]]]:
+    """For both servers, each round's requests a second and processor seconds a request."""
+    found: list[list[tuple[float, float]]] = [[], []]
+    with ExitStack() as stack:
+        made = [stack.enter_context(calls(port, tls, raw, count)) for _, port in servers]
+        for _ in range(given.rounds):
+            for results, (pid, _), each in zip(found, servers, made, strict=True):
+                before = seconds_used(pid)
+                rate = at_once(each, given.seconds)
+                results.append((rate, (seconds_used(pid) - before) / (rate * given.seconds)))
+    return found
 
 
 def main() -> None:
@@ -93,38 +102,34 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
-        entries = []
+        raw, entries = {}, []
         for model in given.models:
             graph = directory / f"{model}.pb"
             graph.write_bytes(_MODELS[model]())
-            import_model(graph, directory / "models", name=model)
+            imported = import_model(graph, directory / "models", name=model)
+            raw[model] = request(model, imported.signatures[0])
             entries.append(f'config {{ name: "{model}" base_path: "models/{model}" }}')
-        config = directory / "models.config"
+        config, parameters = directory / "models.config", directory / "batching.config"
         config.write_text(f"model_config_list {{ {' '.join(entries)} }}")
-        parameters = directory / "batching.config"
         parameters.write_text(_PARAMETERS)
-        tls = make_tls_files(_HOST, directory / "tls")
+        tls = make_tls_files("grpc.tf.service.com", directory / "tls")
         shared = (f"--model_config_file={config}", f"--ssl_config_file={tls.config}")
         batching = ("--enable_batching", f"--batching_parameters_file={parameters}")
-        ports = (
-            stack.enter_context(served(*shared)),
-            stack.enter_context(served(*shared, *batching)),
+        servers = (
+            stack.enter_context(started(*shared)),
+            stack.enter_context(started(*shared, *batching)),
         )
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians of {given.rounds}")
-        print(f"{'':32} {'requests/s':^23} {'p50, ms':^15}")
-        print(f"{'model':20} connections {'off':>8} {'on':>8} ratio {'off':>8} {'on':>7}")
+        print(f"{'':32} {'requests/s':^23} {'processor ms a request':^23}")
+        print(f"{'model':20} connections {'off':>8} {'on':>8} ratio {'off':>8} {'on':>8} ratio")
         for model in given.models:
-            for tasks in _CONNECTIONS:
-                both = list(rounds(ports, tls, model, tasks, given.rounds, given.seconds))
-                off, on = (
-                    [float(np.median([getattr(pair[side], what) for pair in both]))
-                     for what in ("throughput", "p50")]
-                    for side in (0, 1)
-                )  # fmt: skip
-                ratio = float(np.median([b.throughput / a.throughput for a, b in both]))
+            for count in _CONNECTIONS:
+                off, on = (np.array(each) for each in turns(servers, tls, raw[model], count, given))
+                rates, times = np.median(off, 0), np.median(on, 0)
+                ratio = np.median(on / off, 0)
                 print(
-                    f"{model:20} {tasks:11} {off[0]:8.1f} {on[0]:8.1f} {ratio:5.2f} "
-                    f"{off[1] * 1e3:8.2f} {on[1] * 1e3:7.2f}",
+                    f"{model:20} {count:11} {rates[0]:8.1f} {times[0]:8.1f} {ratio[0]:5.2f} "
+                    f"{rates[1] * 1e3:8.2f} {times[1] * 1e3:8.2f} {ratio[1]:5.2f}",
                     flush=True,
                 )
 

@@ -153,7 +153,7 @@ def on_a_beat(made: Sequence[Call], seconds: float) -> list[float]:
         return [each.result() for each in asked]
 
 
-def _seconds_used(pid: int | str = "self") -> float:
+def seconds_used(pid: int | str = "self") -> float:
     """Processor time that a process has taken so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -225,10 +225,10 @@ class Bench:
             }
             for _ in range(self._rounds):
                 for way, work in ways.items():
-                    before, begin = _seconds_used(pid) + _seconds_used(), time.perf_counter()
+                    before, begin = seconds_used(pid) + seconds_used(), time.perf_counter()
                     figures[way].append(work())
                     done[way] += figures[way][-1] * (time.perf_counter() - begin)
-                    used[way] += _seconds_used(pid) + _seconds_used() - before
+                    used[way] += seconds_used(pid) + seconds_used() - before
         limits = np.array(figures["bare"])
         each = {way: used[way] / done[way] for way in figures}
         print(f"bare OpenVINO, f32    {np.median(limits):6.1f} images/s  {each['bare']:.4f} CPU s")

@@ -178,16 +178,15 @@ class Server:
             self.ports["rest"] = self._rest.port
 
     def _prepare(self, metrics: Metrics) -> Prepare:
-        """What is done with a version before it is served: joined requests, then warm-up."""
+        """What is done with a version before it is served: warm-up, then a queue before it."""
         config = self._config
         batching = Batching(config.batching, metrics, self._log) if config.batching else None
         warm_up = WarmUp(config, metrics)
         self._batching = batching
 
         def prepare(name: str, version: int, path: Path, model: Model) -> Model:
-            if batching:
-                model = batching(name, version, path, model)
-            return warm_up(name, version, path, model)
+            model = warm_up(name, version, path, model)
+            return batching(name, version, path, model) if batching else model
 
         return prepare
 
