@@ -146,16 +146,8 @@ def test_arranged_as_a_guest_expects_it(
         verify_file(file.fileno(), record)
 
 
-def test_into_erofs(old: Old, place: Path, owner: Ed25519PrivateKey, tmp_path: Path) -> None:
-    record = imported(old.luks2, place / "v", owner, filesystem="erofs")
-    with SealedReader(place / "v", record, KEY) as volume:
-        volume.extract(tmp_path / "out")
-    assert listing(tmp_path / "out") == listing(old.tree)
-    assert not (tmp_path / "out" / "lost+found").exists()
-
-
-def test_no_plaintext_and_no_key_on_the_way(
-    old: Old, place: Path, owner: Ed25519PrivateKey
+def test_no_plaintext_and_no_key_on_the_way_into_erofs(
+    old: Old, place: Path, owner: Ed25519PrivateKey, tmp_path: Path
 ) -> None:
     """Looked at while each program runs: its command line, and every file there is by then."""
     seen = []
@@ -170,9 +162,13 @@ def test_no_plaintext_and_no_key_on_the_way(
             assert not any(secret in path.read_bytes() for secret in secrets)
         return done
 
-    imported(old.luks2, place / "v", owner, runner=runner)
+    record = imported(old.luks2, place / "v", owner, filesystem="erofs", runner=runner)
     assert seen[:2] == ["cryptsetup", "e2fsck"]
-    assert "mkfs.ext4" in seen
+    assert "mkfs.erofs" in seen
+    with SealedReader(place / "v", record, KEY) as volume:
+        volume.extract(tmp_path / "out")
+    assert listing(tmp_path / "out") == listing(old.tree)
+    assert not (tmp_path / "out" / "lost+found").exists()
 
 
 @pytest.mark.parametrize("sector_size", [512, 4096])
@@ -364,6 +360,16 @@ def test_another_filesystem_is_refused(
     with pytest.raises(Refused) as caught:
         imported(encrypted(tmp_path / "inside", tmp_path / "old"), place / "v", owner)
     assert caught.value.code == "volume.foreign_filesystem"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused(
+    make: Callable[[Path], None], place: Path, owner: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    make(tmp_path / "old")
+    with pytest.raises(InputError) as caught:
+        imported(tmp_path / "old", place / "v", owner)
+    assert caught.value.code == "volume.foreign_kind"
 
 
 def test_nothing_runs_before_the_header_is_accepted(
