@@ -48,7 +48,9 @@ def mounted(place: Path, key: bytes, mib: int) -> Iterator[Path]:
                 "--blockdev", f"driver=file,node-name=f,filename={image}",
                 "--blockdev", "driver=luks,node-name=l,file=f,key-secret=s",
                 "--export", f"type=fuse,id=e,node-name=l,mountpoint={export},writable=on",
-            ]
+            ],
+            # As our process, and as every daemon: processor time is shared out by session.
+            start_new_session=True,
         )  # fmt: skip
         undo.callback(daemon.wait)
         undo.callback(daemon.terminate)

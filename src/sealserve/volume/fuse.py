@@ -38,7 +38,7 @@ from sealserve.volume import state as states
 from sealserve.volume.child import DIRECTORY_PREFIX, FILE_NAME, lazy_unmount
 from sealserve.volume.cipher import XTS_KEY_SIZE, sector_cipher, wipe
 from sealserve.volume.engine import PlainView, SealedView, WritableView
-from sealserve.volume.fuse_protocol import Denied, FileServer, mount
+from sealserve.volume.fuse_protocol import Denied, FileServer, Stop, mount
 from sealserve.volume.luks2 import Layout
 from sealserve.volume.process import mount_source, read_key
 from sealserve.volume.record import decode_payload
@@ -102,23 +102,11 @@ class _VolumeFile:
         return self._view
 
 
-class _Stop:
-    """What ends the server: a descriptor that it listens to beside its requests."""
-
-    def __init__(self) -> None:
-        self.descriptor = os.eventfd(0)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: self.now())
-
-    def now(self) -> None:
-        os.eventfd_write(self.descriptor, 1)
-
-
 class _Lifeline(threading.Thread):
     """Takes down what stands on our file, and ends this process, once the parent is gone."""
 
     def __init__(
-        self, descriptor: int, directory: Path, mountpoint: str | None, stop: _Stop
+        self, descriptor: int, directory: Path, mountpoint: str | None, stop: Stop
     ) -> None:
         super().__init__(name="lifeline", daemon=True)
         self._descriptor = descriptor
@@ -132,7 +120,7 @@ class _Lifeline(threading.Thread):
         self.cut = True
         # The filesystem on top goes first: what it still has to write, we still take.
         self.unmount_top()
-        self._stop.now()
+        self._stop.ask()
 
     def forget(self) -> None:
         """Remove what the parent would have removed: the mount's state, and its mount point."""
@@ -165,7 +153,9 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status; 0 when nothing that was written is lost.
     """
-    stop = _Stop()
+    stop = Stop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.ask())
     mode, name, *numbers = arguments
     file, status, lifeline_end, heartbeat_file, settings_file, key_pipe = map(int, numbers)
     directory = Path(name)
@@ -186,7 +176,7 @@ def main(arguments: list[str]) -> int:
                 lock_memory()
                 mark_io_flusher()
             heartbeat = memoryview(mmap.mmap(heartbeat_file, HEARTBEAT_SIZE)).cast("Q")
-            _serve(_VolumeFile(view, mode, heartbeat), mode, directory, status, stop.descriptor)
+            _serve(_VolumeFile(view, mode, heartbeat), mode, directory, status, stop)
             if isinstance(view, WritableView):
                 view.flush()
         except SealserveError as error:
@@ -205,7 +195,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _serve(file: _VolumeFile, mode: str, directory: Path, status: int, stop: int) -> None:
+def _serve(file: _VolumeFile, mode: str, directory: Path, status: int, stop: Stop) -> None:
     descriptor = mount(directory, read_only=not file.writable)
     try:
         # The maker's small writes are gathered by the kernel: 6 times as fast. Not

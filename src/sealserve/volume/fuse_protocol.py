@@ -5,9 +5,9 @@ Rules this module keeps:
 * The format is ``<linux/fuse.h>``, an interface that the kernel keeps compatible; we speak
   version 7.31 (Linux 5.4). A request that is not known here is answered with ENOSYS,
   on which the kernel does without.
-* Requests are answered in the order in which they came. Of reads that wait together, the
-  file is told first and all at once: so the disk works on all of them while one is
-  verified and decrypted.
+* Requests are answered in the order in which they came. The file is told of a read as
+  soon as it waits: so the disk works on all that wait while one is verified and
+  decrypted.
 * Whatever the file raises becomes EIO, unless it is `Denied`; the file is told.
 """
 
@@ -21,6 +21,7 @@ import select
 import socket
 import stat
 import struct
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
@@ -28,7 +29,7 @@ from typing import Final, Protocol
 from sealserve.errors import Unavailable
 from sealserve.volume.process import run
 
-__all__ = ["Denied", "File", "FileServer", "mount"]
+__all__ = ["Denied", "File", "FileServer", "Stop", "mount"]
 
 _VERSION: Final = (7, 31)
 _MAX_IO: Final = 1 << 20  # bytes in one request; every kernel allows as many
@@ -72,6 +73,9 @@ _WANTED: Final = _ASYNC_READ | _ATOMIC_O_TRUNC | _BIG_WRITES | _ASYNC_DIO | _MAX
 _SET_MODE_OR_OWNER: Final = 1 | 2 | 4
 _SET_SIZE: Final = 8
 
+_Read = tuple[int, int, int]
+"""Request, offset, size."""
+
 _REQUEST: Final = struct.Struct("<IIQQ16x")  # length, operation, request, node
 _ANSWER: Final = struct.Struct("<IiQ")  # length, negative errno, request
 _INIT_IN: Final = struct.Struct("<4I")
@@ -107,7 +111,7 @@ class File(Protocol):
         """Whether it may be opened for writing."""
 
     def prepare(self, offset: int, size: int) -> None:
-        """This will be read soon, after something else."""
+        """This will be read soon. Does not wait, and does not raise."""
 
     def read(self, offset: int, size: int) -> bytearray:
         """Up to ``size`` bytes; fewer only at the end of the file."""
@@ -178,6 +182,19 @@ def _mount_as_user(directory: Path, read_only: bool) -> int:
     return descriptor
 
 
+class Stop:
+    """Tells a server to end, from another thread or from a signal's handler."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.descriptor = os.eventfd(0)
+
+    def ask(self) -> None:
+        """End when the answer that is worked on has been given."""
+        self.asked = True
+        os.eventfd_write(self.descriptor, 1)
+
+
 class FileServer:
     """Answers what the kernel asks about a directory with one file in it."""
 
@@ -210,22 +227,26 @@ class FileServer:
             _READDIR: self._readdir,
         }
 
-    def serve(self, stop: int) -> None:
-        """Answer until the filesystem is unmounted, or ``stop`` can be read from.
+    def serve(self, stop: Stop) -> None:
+        """Answer until the filesystem is unmounted, or ``stop`` was asked for.
 
         Raises:
             OSError: what ``/dev/fuse`` answers when something is wrong with us.
         """
-        waiting = select.poll()
-        for descriptor in (stop, self._descriptor):
-            waiting.register(descriptor, select.POLLIN)
-        while stop not in (ready for ready, _ in waiting.poll()):
-            if not self._answer_what_waits():
-                return
+        something = select.poll()
+        for descriptor in (stop.descriptor, self._descriptor):
+            something.register(descriptor, select.POLLIN)
+        reads: deque[_Read] = deque()
+        # Looked at between any two answers: what has come in the meantime is announced
+        # before the next answer is worked on.
+        while self._take_what_waits(reads) and not stop.asked:
+            if reads:
+                self._answer_read(*reads.popleft())
+            else:
+                something.poll()
 
-    def _answer_what_waits(self) -> bool:
-        """False when the filesystem is no longer mounted."""
-        reads: list[tuple[int, int, int]] = []
+    def _take_what_waits(self, reads: deque[_Read]) -> bool:
+        """Note and announce reads, answer all else; false when the mount is gone."""
         for _ in range(_MOST_WAITING):
             try:
                 length = os.readv(self._descriptor, [self._request])
@@ -239,26 +260,24 @@ class FileServer:
                 raise
             _, operation, request, node = _REQUEST.unpack_from(self._request)
             if operation == _READ:
-                reads.append((request, *_TRANSFER_IN.unpack_from(self._request, _REQUEST.size)))
+                offset, size = _TRANSFER_IN.unpack_from(self._request, _REQUEST.size)
+                self._file.prepare(offset, size)
+                reads.append((request, offset, size))
                 continue
-            self._answer_reads(reads)
-            reads.clear()
+            while reads:
+                self._answer_read(*reads.popleft())
             if operation not in _UNANSWERED:
                 with memoryview(self._request)[_REQUEST.size : length] as body:
                     self._answer(request, operation, node, body)
-        self._answer_reads(reads)
         return True
 
-    def _answer_reads(self, reads: list[tuple[int, int, int]]) -> None:
-        for _, offset, size in reads[1:]:
-            self._file.prepare(offset, size)
-        for request, offset, size in reads:
-            try:
-                content = self._file.read(offset, size)
-            except Exception as error:
-                self._refuse(request, error)
-            else:
-                self._send(request, 0, content)
+    def _answer_read(self, request: int, offset: int, size: int) -> None:
+        try:
+            content = self._file.read(offset, size)
+        except Exception as error:
+            self._refuse(request, error)
+        else:
+            self._send(request, 0, content)
 
     def _answer(self, request: int, operation: int, node: int, body: memoryview) -> None:
         try:
