@@ -24,6 +24,7 @@ from sealserve.volume import foreign as foreign_module
 from sealserve.volume.engine import verify_file
 from sealserve.volume.foreign import open_foreign
 from sealserve.volume.importing import adopt, import_volume
+from sealserve.volume.maker import create_sealed
 from sealserve.volume.mount import mount_sealed
 from sealserve.volume.process import run
 from sealserve.volume.reader import SealedReader
@@ -400,6 +401,21 @@ def test_a_header_swapped_after_its_check_is_not_used(old: Old, tmp_path: Path) 
     with open_foreign(path, PASSPHRASE, runner) as opened:
         assert opened.area[:6] == b"LUKS\xba\xbe"
     assert swapped
+
+
+def test_what_fsck_once_found_goes_along(
+    place: Path, owner: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    """An ext4 filesystem brings its own lost+found; it is not counted twice, and all is root's."""
+    tree = original_tree(tmp_path / "tree")
+    (tree / "lost+found").mkdir()
+    (tree / "lost+found" / "#12345").write_bytes(b"found")
+    raw = create_sealed(place / "v", tree, key=KEY, owner_key=owner, name="m")
+    record = open_record(raw, owner.public_key())
+    with mount_sealed(place / "v", record, KEY, tmp_path / "mnt", driver="fuse"):
+        assert (tmp_path / "mnt" / "lost+found" / "#12345").read_bytes() == b"found"
+        assert {path.lstat().st_uid for path in (tmp_path / "mnt").rglob("*")} == {0}
+        assert listing(tmp_path / "mnt") == listing(tree)
 
 
 def test_what_is_there_is_not_replaced(old: Old, place: Path, owner: Ed25519PrivateKey) -> None:
