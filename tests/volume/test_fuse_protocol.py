@@ -126,6 +126,15 @@ def test_reads_that_wait_together_are_all_announced_before_the_first_is_done(
     ]
 
 
+def test_a_large_read_is_not_announced(kernel: Kernel, memory: Memory) -> None:
+    """The system reads ahead by itself there; told of each piece, it reads more slowly."""
+    kernel.start()
+    for number, size in enumerate((64 << 10, 128 << 10)):
+        kernel.ask(number, READ, FILE, transfer(0, size))
+        assert kernel.answer() == (number, 0, CONTENT[:size])
+    assert [size for what, _, size in memory.told if what == "prepare"] == [64 << 10]
+
+
 def test_a_write_stays_where_it_came_between_reads(kernel: Kernel, memory: Memory) -> None:
     kernel.ask(1, READ, FILE, transfer(0, 4096))
     kernel.ask(2, WRITE, FILE, transfer(0, 4096, bytes(4096)))

@@ -5,8 +5,8 @@ Rules this module keeps:
 * The format is ``<linux/fuse.h>``, an interface that the kernel keeps compatible; we speak
   version 7.31 (Linux 5.4). A request that is not known here is answered with ENOSYS,
   on which the kernel does without.
-* Requests are answered in the order in which they came. The file is told of a read as
-  soon as it waits: so the disk works on all that wait while one is verified and
+* Requests are answered in the order in which they came. The file is told of a small read
+  as soon as it waits: so the disk works on all that wait while one is verified and
   decrypted.
 * Whatever the file raises becomes EIO, unless it is `Denied`; the file is told.
 """
@@ -35,6 +35,7 @@ _VERSION: Final = (7, 31)
 _MAX_IO: Final = 1 << 20  # bytes in one request; every kernel allows as many
 _BUFFER_SIZE: Final = _MAX_IO + 4096  # a write, and what stands before it
 _MOST_WAITING: Final = 64  # requests that the kernel hands out before one is answered
+_SMALL: Final = 64 << 10  # a larger read is one of many in order, which the system sees by itself
 _DEVICE: Final = "/dev/fuse"
 
 # <sys/mount.h>
@@ -261,7 +262,8 @@ class FileServer:
             _, operation, request, node = _REQUEST.unpack_from(self._request)
             if operation == _READ:
                 offset, size = _TRANSFER_IN.unpack_from(self._request, _REQUEST.size)
-                self._file.prepare(offset, size)
+                if size <= _SMALL:
+                    self._file.prepare(offset, size)
                 reads.append((request, offset, size))
                 continue
             while reads:
