@@ -187,23 +187,26 @@ def _saved_model_seeds() -> list[bytes]:
 
 
 def _variables(data: bytes) -> None:
-    """An index as it is, or, after a first byte that is odd, values with zero bytes between."""
-    odd = data[0] % 2 if data else 0
-    index = _table(data[1:].split(b"\0\0")) if odd else data[1:]
+    """By the first byte: an index as it is, a packed block, values with zero bytes between."""
+    kind, rest = data[0] % 3 if data else 0, data[1:]
+    blocks = (rest, _sealed(rest, packed=True), _block(_keyed(rest.split(b"\0\0"))))
     place = _place() / "variables"
     place.mkdir(exist_ok=True)
-    (place / "variables.index").write_bytes(index)
+    (place / "variables.index").write_bytes(_table(blocks[kind]) if kind else rest)
     check_variables(place.parent)
 
 
-def _table(values: list[bytes]) -> bytes:
-    """A table of sorted strings of one block: the header's key is empty, the others follow."""
+def _keyed(values: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """The header's key is empty, the others follow."""
     keys = [b"", *(b"v%02d" % number for number in range(1, len(values)))]
-    table = _block(zip(keys, values, strict=True))
-    handle = _varint(0) + _varint(len(table) - 5)
-    start = len(table)
-    table += _block([(b"z", handle)])
-    footer = _varint(0) * 2 + _varint(start) + _varint(len(table) - start - 5)
+    return list(zip(keys, values, strict=True))
+
+
+def _table(block: bytes) -> bytes:
+    """A table of sorted strings of one block."""
+    handle = _varint(0) + _varint(len(block) - 5)
+    table = block + _block([(b"z", handle)])
+    footer = _varint(0) * 2 + _varint(len(block)) + _varint(len(table) - len(block) - 5)
     return table + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
 
@@ -211,7 +214,11 @@ def _block(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
     body = b"".join(
         b"\0" + _varint(len(key)) + _varint(len(value)) + key + value for key, value in entries
     )
-    body += struct.pack("<IIB", 0, 1, 0)
+    return _sealed(body + struct.pack("<II", 0, 1))
+
+
+def _sealed(body: bytes, *, packed: bool = False) -> bytes:
+    body += bytes([packed])
     return body + struct.pack("<I", masked(body))
 
 
@@ -223,13 +230,11 @@ def _varint(number: int) -> bytes:
 def _variables_seeds() -> list[bytes]:
     header = bundle_pb2.BundleHeaderProto(num_shards=1).SerializeToString()
     entry = bundle_pb2.BundleEntryProto(dtype=1, size=4, crc32c=0x07070707)  # type: ignore[arg-type]
-    none = _table([bundle_pb2.BundleHeaderProto().SerializeToString()])
-    return [
-        b"\0" + none,
-        b"\1",
-        b"\1" + header,
-        b"\1" + header + b"\0\0" + entry.SerializeToString(),
-    ]
+    none = _block(_keyed([bundle_pb2.BundleHeaderProto().SerializeToString()]))
+    plain = none[:-5]
+    filled = header + b"\0\0" + entry.SerializeToString()
+    packed = _varint(len(plain)) + bytes([len(plain) - 1 << 2]) + plain  # one literal
+    return [b"\0" + _table(none), b"\1" + packed, b"\2", b"\2" + header, b"\2" + filled]
 
 
 def _string_map(data: bytes) -> None:

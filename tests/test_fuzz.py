@@ -45,7 +45,7 @@ def shards(count: int, **entry: int) -> bytes:
     """An index of variables in so many files, with one entry."""
     header = bundle_pb2.BundleHeaderProto(num_shards=count).SerializeToString()
     one = bundle_pb2.BundleEntryProto(crc32c=0x07070707, **entry)  # type: ignore[arg-type]
-    return b"\1" + header + b"\0\0" + one.SerializeToString()
+    return b"\2" + header + b"\0\0" + one.SerializeToString()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def shards(count: int, **entry: int) -> bytes:
         # Each file was looked for among all entries: two thousand million times nothing.
         (
             "variables-index",
-            b"\1" + bundle_pb2.BundleHeaderProto(num_shards=2**31 - 1).SerializeToString(),
+            b"\2" + bundle_pb2.BundleHeaderProto(num_shards=2**31 - 1).SerializeToString(),
         ),
         ("variables-index", shards(2, dtype=1, size=4, shard_id=2)),
         ("variables-index", shards(2, dtype=1, size=4, shard_id=-1)),

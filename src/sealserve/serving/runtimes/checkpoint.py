@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError
 from sealserve.errors import InputError
 from sealserve.files import read_limited
 from sealserve.serving.crc32c import masked, masked_of
+from sealserve.serving.runtimes.snappy import unpack
 from sealserve.wire.tensorflow import bundle_pb2, tensor_pb2
 
 __all__ = ["check_variables", "entries"]
@@ -37,6 +38,7 @@ _MAGIC: Final = 0xDB4775248B80FB57
 _FOOTER: Final = 48
 _TRAILER: Final = 5  # a block's kind, and its checksum
 _PLAIN: Final = 0
+_SNAPPY: Final = 1  # as TensorFlow wrote it for years
 _PIECE: Final = 2**20  # the interpreter is not given up within one
 
 
@@ -111,11 +113,14 @@ def _block(raw: bytes, begin: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     (checksum,) = struct.unpack_from("<I", raw, end + 1)
     if checksum != masked(raw[begin : end + 1]):
         raise _Damaged("a block of the index has another checksum")
-    if raw[end] != _PLAIN:
-        raise _Damaged("the index is compressed")
-    (restarts,) = struct.unpack_from("<I", raw, end - 4)
-    last = end - 4 * (restarts + 1)
-    key, at = b"", begin
+    kind, raw = raw[end], raw[begin:end]
+    if kind == _SNAPPY:
+        raw = unpack(raw, _MAX_INDEX_BYTES)
+    elif kind != _PLAIN:
+        raise _Damaged("the index is packed in a way that TensorFlow has not")
+    (restarts,) = struct.unpack_from("<I", raw, len(raw) - 4)
+    last = len(raw) - 4 * (restarts + 1)
+    key, at = b"", 0
     while at < last:
         shared, at = _varint(raw, at)
         fresh, at = _varint(raw, at)
