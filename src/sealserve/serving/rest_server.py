@@ -52,6 +52,11 @@ class _Protocol(H11Protocol):
         self._silence.cancel()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        # asyncio forgets a TLS connection that is closed twice: it could not be aborted.
+        if not self.transport.is_closing():
+            super().shutdown()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._silence.cancel()
@@ -85,6 +90,10 @@ class _Server(uvicorn.Server):
         while self.server_state.connections and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # uvicorn has no event for it
         await super().shutdown(sockets)
+        # Whoever has had its answer and does not close is waited for no longer.
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # for the loop to close them
 
 
 class HttpServer:
