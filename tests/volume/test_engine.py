@@ -49,6 +49,22 @@ def test_any_slice(opened: SealedView, plain: bytes, offset: int, size: int) -> 
     assert opened.pread(offset, size) == plain[offset : offset + size]
 
 
+def test_announcing_a_read_changes_nothing(opened: SealedView, plain: bytes) -> None:
+    """Nor does one beyond the end, which a program may ask for."""
+    for offset in (0, len(plain) - 4096, len(plain), (1 << 63) - 4096):
+        opened.prepare(offset, 65536)
+        assert opened.pread(offset, 65536) == plain[offset : offset + 65536]
+
+
+def test_a_change_behind_an_announcement_is_noticed(copy: Path, sealed: Sealed) -> None:
+    """What was fetched ahead is ciphertext, and verified when it is read, not before."""
+    with view_of(copy, sealed) as view:
+        view.prepare(8192, 4096)
+        flip(copy, sealed.record.segment_offset + 8192)
+        with pytest.raises(Refused):
+            view.pread(8192, 4096)
+
+
 def test_a_change_after_the_check_is_noticed(copy: Path, sealed: Sealed) -> None:
     with view_of(copy, sealed) as view:
         flip(copy, sealed.record.segment_offset + 8192)

@@ -219,7 +219,8 @@ class SealedView:
 
     def prepare(self, offset: int, size: int) -> None:
         """Let the system fetch the file's bytes there, without waiting for them."""
-        _fetch(self._descriptor, self._start + offset, size)
+        if offset < self.size:
+            _fetch(self._descriptor, self._start + offset, size)
 
     def close(self) -> None:
         """Forget the key."""
@@ -263,7 +264,8 @@ class PlainView:
 
     def prepare(self, offset: int, size: int) -> None:
         """As `SealedView.prepare`."""
-        _fetch(self._descriptor, self._start + offset, size)
+        if offset < self.size:
+            _fetch(self._descriptor, self._start + offset, size)
 
     def pwrite(self, offset: int, data: bytes | memoryview) -> int:
         """Write ``data`` at ``offset``; returns its length.
