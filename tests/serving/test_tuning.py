@@ -109,7 +109,7 @@ def test_bfloat16_is_computed_only_when_asked_for(models: Path) -> None:
 def test_the_first_requests_may_come_together(models: Path) -> None:
     """A server of two streams once stood still for ever: OpenVINO's binding, on first use."""
     script = Path(__file__).with_name("first_requests.py")
-    for _ in range(times(30, 3)):
+    for _ in range(times(30, 2)):
         done = subprocess.run(
             [sys.executable, script, models / "affine" / "1"],
             capture_output=True,
