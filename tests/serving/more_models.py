@@ -136,18 +136,6 @@ RANK_BOUND = {
 }
 
 
-def rank_bound(shape):
-    """One signature for each of RANK_BOUND."""
-
-    def function(operation):
-        def call(x):
-            return {"y": operation(x)}
-
-        return tf.function(call, input_signature=[spec(shape, tf.float32, "x")])
-
-    return {name: function(operation) for name, operation in RANK_BOUND.items()}
-
-
 class Elementwise(tf.Module):
     """One output for each operation of ELEMENTWISE, for vectors of four by two weights."""
 
@@ -166,13 +154,70 @@ def other_ranks(root):
     elementwise = Elementwise()
     for name, module, signatures in (
         ("elementwise", elementwise, {"serving_default": elementwise.call}),
-        ("rank_bound", tf.Module(), rank_bound([None, 4])),
-        ("trap_rank", tf.Module(), rank_bound(None)),
+        ("rank_bound", tf.Module(), signatures_of(RANK_BOUND, [None, 4], tf.float32)),
+        ("trap_rank", tf.Module(), signatures_of(RANK_BOUND, None, tf.float32)),
     ):
         module.functions = signatures
         tf.saved_model.save(module, str(root / name / "1"), signatures=signatures)
         for signature, given, answer in ask(root / name / "1", signatures, inputs):
             keep(root / f"rank{given['x'].ndim}", name, signature, given, answer)
+
+
+TABLE = np.arange(12, dtype="f4").reshape(4, 3)
+PLACES = ([0, 1, 2], [0, 3, 2], [0, 4, 1], [-1, 0, 1], [1, 7, 0], [2**31 - 1, -(2**31), 5])
+LENGTHS = (9, 5, 6)
+
+# By one index each, of a fixed table or of an input's elements.
+INDEXED = {
+    "gather": lambda i: tf.gather(TABLE, i),
+    "columns": lambda i: tf.gather(TABLE, i, axis=1),
+    "embedding": lambda i: tf.nn.embedding_lookup(TABLE, i),
+    "nd": lambda i: tf.gather_nd(TABLE, i[:, tf.newaxis]),
+    "pairs": lambda i: tf.gather_nd(TABLE, tf.stack([i, tf.zeros_like(i)], 1)),
+    "batches": lambda i: tf.gather(TABLE[:2], tf.stack([i, i]), batch_dims=1),
+}
+ELEMENT = {
+    "sixth": lambda x: x[5],
+    "sixth_last": lambda x: x[-6],
+    "behind": lambda x: tf.stack([x, x])[..., 5],
+    "new": lambda x: x[tf.newaxis, 5],
+}
+UNGUARDED = {
+    "scatter": lambda i: tf.scatter_nd(i[:, tf.newaxis], tf.ones(tf.shape(i)), [4]),
+    "update": lambda i: tf.tensor_scatter_nd_update(tf.zeros(4), i[:, tf.newaxis], [1.0, 2.0, 3.0]),
+    "unique": lambda i: tf.unique(i)[0],
+    "segments": lambda i: tf.math.unsorted_segment_sum([1.0, 2.0, 3.0], i, 4),
+}
+
+
+def signatures_of(operations, shape, dtype):
+    """One signature for each operation on one input."""
+
+    def function(operation):
+        def call(x):
+            return {"y": operation(x)}
+
+        return tf.function(call, input_signature=[spec(shape, dtype, "x")])
+
+    return {name: function(operation) for name, operation in operations.items()}
+
+
+def indices(root):
+    """Indices within and beyond what they index, and TensorFlow's answers in ``indexN``."""
+    places = [{"x": np.array(each, "i4")} for each in PLACES]
+    vectors = [{"x": np.arange(length, dtype="f4")} for length in LENGTHS]
+    for name, operations, dtype, inputs in (
+        ("indexed", INDEXED, tf.int32, places),
+        ("element", ELEMENT, tf.float32, vectors),
+        ("trap_index", UNGUARDED, tf.int32, []),
+    ):
+        module = tf.Module()
+        module.functions = signatures_of(operations, [None], dtype)
+        tf.saved_model.save(module, str(root / name / "1"), signatures=module.functions)
+        for signature in operations if inputs else ():
+            answers = ask(root / name / "1", [signature], inputs)
+            for number, (_, given, answer) in enumerate(answers):
+                keep(root / f"index{number}", name, signature, given, answer)
 
 
 class Strings(tf.Module):
@@ -437,4 +482,5 @@ def kinds(root):
 def make(root):
     root.mkdir()
     other_ranks(root)
+    indices(root)
     kinds(root / "kinds")

@@ -13,7 +13,7 @@ moved, compared, converted, or computed by an operation known to be exact:
 * 64-bit and uint32 (*wide*): adding and subtracting constants, as embeddings do
   to wrap a negative index. The inputs are held to +-2**30 on each request and
   the constants to 2**30 in sum, so that 32 bits are enough;
-* float64: nothing at all.
+* float64 and bfloat16 (to which it does not round as TensorFlow does): nothing at all.
 
 Sizes computed from shapes do not depend on values and are left alone.
 """
@@ -119,7 +119,7 @@ def _walk(graph: ov.Model, found: set[str], *, in_body: bool) -> int:
 
 
 def _is_exact(kind: str, wanted: Any, sources: list[Any]) -> bool:
-    if wanted == ov.Type.f64:
+    if wanted in (ov.Type.f64, ov.Type.bf16):
         return False
     if wanted not in _WIDE and wanted not in _NARROW:
         return True  # floats of 32 bits or fewer, and bool

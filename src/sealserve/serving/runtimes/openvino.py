@@ -4,8 +4,11 @@ A graph that `graphs` has shown to be the signature is compiled only if OpenVINO
 computes it exactly (`exactness`), at float32 unless bfloat16 was asked for (by itself it
 takes that where the processor has it), and the compiled graph is asked whether it is.
 
-Known limit: an index beyond the end of a table (``tf.gather``), which TensorFlow
-refuses, is answered with numbers.
+Indices that depend on the inputs are held to what they index (`guards`), and empty inputs
+are not computed, for some operations answer them with what an earlier request left in memory.
+
+Known limit: where an input holds a NaN, OpenVINO's maxima, minima, ``Relu`` and comparisons
+give a number and TensorFlow's a NaN.
 
 No cache directory is set: nothing of a model is written to a disk.
 """
@@ -35,6 +38,7 @@ from sealserve.serving.runtimes.examples import (
     parse_examples,
 )
 from sealserve.serving.runtimes.graphs import Graph, of_signature, reason_of
+from sealserve.serving.runtimes.guards import GUARD, add_guards, unguarded
 from sealserve.serving.runtimes.model_files import definition_of, find_file, read_file
 from sealserve.serving.runtimes.saved_model import operations_behind, read_meta_graph, stateful
 from sealserve.serving.runtimes.tuning import Tuner
@@ -127,12 +131,12 @@ class OpenVinoRuntime:
 
     def _load_file(self, file: Path) -> Model:
         graph = read_file(self._core, file)
-        compiled = self._compile(graph, str(file))
+        compiled = self._compile(graph, str(file), from_the_end=True)
         definitions = {graph.signature.name: definition_of(graph)}
         return _OpenVinoModel(definitions, {graph.signature.name: compiled}, {})
 
-    def _compile(self, graph: Graph, where: str) -> _Compiled:
-        inexact = inexact_operations(graph.graph)
+    def _compile(self, graph: Graph, where: str, *, from_the_end: bool = False) -> _Compiled:
+        inexact = inexact_operations(graph.graph) + unguarded(graph.graph)
         if inexact:
             raise Unavailable(
                 "servable.inexact",
@@ -140,6 +144,7 @@ class OpenVinoRuntime:
                 where=where,
                 hint="compute in float32 or int32, and pass 64-bit integers on as they are",
             )
+        add_guards(graph.graph, from_the_end=from_the_end)
         properties, reason = self._tuner.properties(graph.graph)
         try:
             model = self._core.compile_model(graph.graph, _DEVICE, properties)
@@ -165,6 +170,11 @@ class _Compiled:
         self.tuning = tuning
         self._inputs = {key: _position(model.inputs, name) for key, name in graph.inputs.items()}
         self._outputs = {key: _position(model.outputs, name) for key, name in graph.outputs.items()}
+        self._guards = [
+            n
+            for n, port in enumerate(model.outputs)
+            if any(name.startswith(GUARD) for name in port.get_names())
+        ]
         self._pool: SimpleQueue[Any] = SimpleQueue()
         for _ in range(tuning.streams):
             self._pool.put(model.create_infer_request())
@@ -173,11 +183,20 @@ class _Compiled:
         feeds = {}
         for key, position in self._inputs.items():
             _check_range(key, inputs[key])
+            if not inputs[key].size and not self.signature.elementwise:
+                raise InputError(
+                    "request.empty_input",
+                    f'input "{key}" is empty, which the OpenVINO runtime does not compute with',
+                )
             feeds[position] = np.asarray(inputs[key], order="C")  # a scalar stays one
         request = self._pool.get()
         try:
             # Shared inputs spare a copy; they live until this call returns.
             request.infer(feeds, share_inputs=True, share_outputs=True)
+            if any(request.get_output_tensor(n).data for n in self._guards):
+                raise InputError(
+                    "request.index_range", "an index is beyond the end of what it indexes"
+                )
             # The request goes back to the pool, so its outputs must be copied out.
             return {
                 key: np.array(request.get_output_tensor(self._outputs[key]).data) for key in outputs

@@ -1,0 +1,175 @@
+"""Indices are held to what they index, in the graph itself.
+
+OpenVINO's CPU plugin does not check an index: one beyond the end reads whatever lies
+there in memory (GatherND; it may end the process), or zeros (Gather), or what an earlier
+request left (a StridedSlice that takes one element of an axis that has fewer). TensorFlow
+refuses each. So a graph gets more outputs, one for each place where an index depends on
+the inputs, or an axis does that one element is taken of: true where it is out of range.
+
+Rules this module keeps:
+
+* An index out of range is refused, and no number computed with it is given out; the
+  operation itself is given 0 in its place, for some would read, and some end the process.
+* What cannot be guarded so is named, for its signature to be refused: indices that
+  something is written to (ScatterUpdate and its like), and Unique, whose output has the
+  length of its input and is not filled.
+* Within the bodies of loops and branches nothing is guarded: there, indices come from counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+__all__ = ["GUARD", "add_guards", "unguarded"]
+
+GUARD: Final = "guard."
+_WRITES: Final = (
+    "ScatterUpdate",
+    "ScatterElementsUpdate",
+    "ScatterNDUpdate",
+    "GatherElements",
+    "EmbeddingBagOffsetsSum",
+    "EmbeddingBagPackedSum",
+    "EmbeddingSegmentsSum",
+)
+_INDICES: Final = 1  # the input of each of them
+
+
+def unguarded(graph: ov.Model) -> list[str]:
+    """What takes indices that depend on the inputs and cannot be guarded."""
+    depends = _depending(graph)
+    found = set()
+    for node in graph.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "Unique":
+            found.add(kind)
+        if kind in _WRITES and _source(node, _INDICES) in depends:
+            found.add(f"{kind} at places that depend on the inputs")
+        if kind == "GatherND" and _source(node, _INDICES) in depends:
+            shape = node.input(_INDICES).get_partial_shape()
+            if shape.rank.is_dynamic or shape[len(shape) - 1].is_dynamic:
+                found.add("GatherND by indices of unknown length")
+    return sorted(found)
+
+
+def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
+    """Add an output to a graph for each index to watch.
+
+    Args:
+        graph: it is changed in place.
+        from_the_end: negative indices count from the end, as ONNX has it; TensorFlow refuses them.
+
+    Returns:
+        How many outputs were added; their names begin with `GUARD`.
+    """
+    depends = _depending(graph)
+    results: list[Any] = []
+    for node in graph.get_ordered_ops():
+        for wrong in _guards(node, depends, from_the_end):
+            some = ops.reduce_logical_or(wrong, _all_axes(wrong), keep_dims=False)
+            some.output(0).set_names({f"{GUARD}{len(results)}"})
+            results.append(ops.result(some))
+    if results:
+        graph.add_results(results)
+        graph.validate_nodes_and_infer_types()
+    return len(results)
+
+
+def _guards(node: Any, depends: set[str], from_the_end: bool) -> Iterator[Any]:
+    kind = node.get_type_name()
+    if kind == "Gather" and _source(node, _INDICES) in depends:
+        size = ops.gather(_shape_of(node), node.input_value(2), _constant(0))
+        yield _hold(node, size, from_the_end)
+    elif kind == "GatherND" and _source(node, _INDICES) in depends:
+        first = node.get_attributes().get("batch_dims", 0)
+        shape = node.input(_INDICES).get_partial_shape()
+        last = first + shape[len(shape) - 1].get_length()
+        sizes = ops.gather(_shape_of(node), _constant(list(range(first, last))), _constant(0))
+        yield _hold(node, sizes, from_the_end)
+    elif kind == "StridedSlice":
+        for axis, entry in _single_elements(node):
+            if (
+                node.input(0).get_partial_shape()[axis].is_static
+                and _source(node, 1) not in depends
+            ):
+                continue  # OpenVINO checks it when it compiles
+            size = ops.gather(_shape_of(node), _constant(axis), _constant(0))
+            begin = ops.gather(node.input_value(1), _constant(entry), _constant(0))
+            yield _outside(begin, size, from_the_end=True)
+
+
+def _hold(node: Any, size: Any, from_the_end: bool) -> Any:
+    """Give a node 0 in place of each index that is out of range; say where they are."""
+    index = node.input_value(_INDICES)
+    wrong = _outside(index, size, from_the_end)
+    zero = ops.convert(_constant(0), index.get_element_type().get_type_name())
+    node.input(_INDICES).replace_source_output(ops.select(wrong, zero, index).output(0))
+    return wrong
+
+
+def _outside(index: Any, size: Any, from_the_end: bool) -> Any:
+    """Whether an index is not in [0, size), or counted from the end not in [-size, size)."""
+    index, size = (ops.convert(each, "i64") for each in (index, size))
+    least = ops.negative(size) if from_the_end else _constant(0)
+    return ops.logical_or(ops.less(index, least), ops.greater_equal(index, size))
+
+
+def _single_elements(node: Any) -> Iterator[tuple[int, int]]:
+    """Of which axes a StridedSlice takes one element: the axis, and the entry that says which."""
+    rank = node.input(0).get_partial_shape().rank
+    attributes = node.get_attributes()
+    shrink, new, ellipsis = (
+        list(attributes.get(f"{name}_mask", ())) for name in ("shrink_axis", "new_axis", "ellipsis")
+    )
+    if rank.is_dynamic or not any(shrink):
+        return
+    length = max(map(len, (shrink, new, ellipsis)))
+    shrink, new, ellipsis = (mask + [0] * (length - len(mask)) for mask in (shrink, new, ellipsis))
+    taken = sum(not (new[i] or ellipsis[i]) for i in range(length))
+    axis = 0
+    for entry in range(length):
+        if ellipsis[entry]:
+            # Entries beyond the masks' end stand for whole axes and come last.
+            begins = node.input(1).get_partial_shape()[0]
+            more = begins.get_length() - length if begins.is_static else 0
+            axis += rank.get_length() - taken - max(more, 0)
+        elif not new[entry]:
+            if shrink[entry]:
+                yield axis, entry
+            axis += 1
+
+
+def _depending(graph: ov.Model) -> set[str]:
+    """The names of the nodes whose values depend on the inputs' values."""
+    found: set[str] = set()
+    for node in graph.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "Parameter" or (
+            kind != "ShapeOf"
+            and any(_source(node, n) in found for n in range(node.get_input_size()))
+        ):
+            found.add(node.get_name())
+    return found
+
+
+def _source(node: Any, position: int) -> str:
+    name: str = node.input_value(position).get_node().get_name()
+    return name
+
+
+def _shape_of(node: Any) -> Any:
+    return ops.shape_of(node.input_value(0))
+
+
+def _all_axes(node: Any) -> Any:
+    shape = ops.shape_of(ops.shape_of(node))
+    return ops.range(_constant(0), ops.squeeze(shape, _constant([0])), _constant(1), "i64")
+
+
+def _constant(value: Any) -> Any:
+    return ops.constant(np.asarray(value, np.int64))
