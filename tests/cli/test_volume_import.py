@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sealserve.cli.volume_common import read_passphrase
 from sealserve.volume.reader import SealedReader
 from sealserve.volume.record import peek_record
+from tests.cli.test_owner import sealserve
 from tests.cli.test_volume import Made, _key_the_broker_gets, made
 from tests.cli.test_volume_make import results, run
 from tests.volume.conftest import KEY
@@ -81,3 +86,17 @@ def test_bad_input_has_one_message(
     assert done.returncode in (2, 3)
     assert json.loads(done.stderr)["error"]["code"] == code
     assert {path.name for path in tmp_path.iterdir()} == {"old"}
+
+
+def test_the_passphrase_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cryptsetup took it when it was set: without the line's end, as UTF-8."""
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(getpass, "getpass", lambda _prompt: PASSPHRASE.decode())
+    assert read_passphrase(None) == PASSPHRASE
+
+
+def test_help_teaches() -> None:
+    for name in ("import", "adopt"):
+        shown = sealserve("volume", name, "--help").stdout
+        assert f"sealserve volume {name}" in shown
+        assert "Example:" in shown
