@@ -95,7 +95,7 @@ def measurements_live(look: Look) -> Iterator[Finding]:
                 kind="lock-out",
                 subject=resource.name,
                 message="the stored policy cannot be read: every guest is denied",
-                advice="put the resource again with a policy that `sealserve policy check` accepts",
+                advice="`sealserve policy set` another, one that `sealserve policy check` accepts",
             )
         elif not resource.policy.releases:
             yield Finding(
@@ -152,7 +152,7 @@ def secrets_end(look: Look) -> Iterator[Finding]:
                 subject=resource.name,
                 message=f"version {resource.secret_version}, which guests get, is "
                 f"{'expired' if state == 'live' else state}",
-                advice="put a new version of the secret, or `sealserve secret enable` this one",
+                advice="`sealserve secret rotate` to a new version, or `secret enable` this one",
             )
         for version in resource.versions:
             if version.usable(look.now) and version.expires is not None:
