@@ -149,11 +149,12 @@ class CollateralDirectory:
 
     def in_force(self) -> tuple[Collateral, ...]:
         """As `CollateralSource.in_force`."""
+        with self._lock:
+            names = {*self._files}
         try:
-            names = {*self._files, *stored_names(self._directory)}
+            names |= {*stored_names(self._directory)}
         except SealserveError as error:
             self._log.error("collateral not listed", **error.to_dict())
-            names = {*self._files}
         files = (self._file(name) for name in sorted(names))
         return tuple(file.current() for file in files if file is not None)
 
