@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.volume import process
 from sealserve.volume.engine import SealedView
-from sealserve.volume.maker import create_sealed
+from sealserve.volume.maker import create_sealed, create_writable
 from sealserve.volume.mount import mount_sealed
 from sealserve.volume.record import open_record
 from sealserve.volume.tree import find_models, scan, tree_digest
@@ -235,6 +235,25 @@ def test_a_killed_make_leaves_nothing_that_looks_finished(
     assert target.stat().st_size == open_record(raw, owner.public_key()).file_size
     assert not partial.exists()
     nothing_left()
+
+
+_TERM_AT_THE_VERY_END = """
+import os, signal
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid, number=signal.SIGTERM):
+        kill(pid(), number)
+keep = Late()
+"""
+
+
+def test_a_signal_while_the_filling_process_ends_is_no_failure(
+    tmp_path: Path, owner: Ed25519PrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine it was told to end when it had all but ended: "status -15"."""
+    need_tools()
+    (tmp_path / "sitecustomize.py").write_text(_TERM_AT_THE_VERY_END)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    create_writable(tmp_path / "v", size=4 << 20, key=KEY, owner_key=owner, name="v")
 
 
 def test_two_makers_do_not_meet(source: Path, owner: Ed25519PrivateKey, tmp_path: Path) -> None:

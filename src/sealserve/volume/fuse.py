@@ -251,4 +251,9 @@ def _tidy_up(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    outcome = main(sys.argv[1:])
+    # The interpreter gives signals back their defaults before it ends. Being told to end
+    # just then must not turn success into a death by signal.
+    for ended in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(ended, signal.SIG_IGN)
+    sys.exit(outcome)
