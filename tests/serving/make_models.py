@@ -434,5 +434,15 @@ given = np.array([[1, -2, 0.25, 8]], "f4")
 interpreter = tf.lite.Interpreter(str(LITE / "model.tflite"))
 computed = interpreter.get_signature_runner()(x=given)
 np.savez(ROOT / "lite.serving_default.npz", in_x=given, out_y=computed["y"])
+ranks = {}
+for rank in (1, 2, 3, 4):  # TensorFlow Serving resizes the inputs to what it is given
+    given = rng.normal(size=(3, 2, 1, 2)[:rank]).astype("f4")
+    (there,), (back,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(there["index"], given.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(there["index"], given)
+    interpreter.invoke()
+    ranks |= {f"in_{rank}": given, f"out_{rank}": interpreter.get_tensor(back["index"])}
+np.savez(LITE.parent / "ranks.npz", **ranks)
 
 more_models.make(ROOT / "more")

@@ -22,6 +22,7 @@ from sealserve.serving.runtimes.base import Model
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.runtimes.tflite import read_signatures
 from tests.onnx_files import GIVEN, WANTED, WEIGHTS, onnx_bytes
+from tests.serving.conftest import arrays_of
 from tests.soak import times
 
 
@@ -121,10 +122,21 @@ def test_openvino_ir_names_no_entity_of_another_file(tmp_path: Path) -> None:
     assert ov.Core().read_model(tmp_path / "model.xml").get_friendly_name() == "&e;"
 
 
-def test_a_file_takes_the_ranks_that_it_states(models: Path, tmp_path: Path) -> None:
+def test_a_file_takes_the_ranks_that_it_states(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_bytes())
-    for version in (tmp_path, models / "lite" / "1"):
-        assert not load(version).signatures["serving_default"].elementwise
+    assert not load(tmp_path).signatures["serving_default"].elementwise
+
+
+def test_an_elementwise_tensorflow_lite_file_takes_other_ranks(models: Path) -> None:
+    """TensorFlow Serving's own suite sends [1] to an input of [1, 1]; TensorFlow Lite answers."""
+    model = load(models / "lite" / "1")
+    (signature,) = model.signatures.values()
+    assert signature.elementwise
+    asked = arrays_of(models / "lite" / "ranks.npz")
+    for rank in (1, 3, 4):
+        found = model.run(signature.name, {"x": asked[f"in_{rank}"]}, ["y"])["y"]
+        np.testing.assert_allclose(found, asked[f"out_{rank}"], rtol=1e-6)
+        assert found.shape == asked[f"in_{rank}"].shape
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.xml"])

@@ -54,7 +54,7 @@ def check_variables(version: Path) -> None:
         return  # a model without variables; where some are missing, its conversion fails
     try:
         header, tensors = _read(read_limited(index, _MAX_INDEX_BYTES))
-    except (_Damaged, DecodeError, IndexError, struct.error) as error:
+    except (ValueError, DecodeError, IndexError, struct.error) as error:
         raise _refusal(str(error) or type(error).__name__, index) from None
     if header.endianness:
         raise _refusal("the checkpoint is big-endian", index)

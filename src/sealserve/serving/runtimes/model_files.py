@@ -17,6 +17,7 @@ prove but that it keeps no state and is computed exactly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -45,6 +46,9 @@ __all__ = ["PREDICT_METHOD", "definition_of", "find_file", "read_file"]
 PREDICT_METHOD: Final = "tensorflow/serving/predict"
 
 _LITE: Final = "model.tflite"
+# OpenVINO's names of what a TensorFlow Lite file may compute with at any rank: TensorFlow
+# Serving resizes its inputs to what it is given (docs/adr/0028).
+_ELEMENTWISE: Final = frozenset(("Add", "Maximum", "Minimum", "Multiply", "Relu", "Subtract"))
 _FILES: Final = (_LITE, "model.onnx", "model.xml")
 _DATA_TYPES: Final = {str(element): number for number, element in ELEMENT_TYPES.items()}
 
@@ -58,8 +62,13 @@ def find_file(path: Path, *, prefer_lite: bool = False) -> Path | None:
     return next((path / name for name in _FILES if (path / name).is_file()), None)
 
 
-def read_file(core: ov.Core, file: Path) -> Graph:
+def read_file(core: ov.Core, file: Path, *, ranks: Mapping[str, int] | None = None) -> Graph:
     """Read a model file.
+
+    Args:
+        core: OpenVINO.
+        file: the file.
+        ranks: by the signature's keys, for an elementwise file: take inputs of these ranks.
 
     Raises:
         InputError: ``servable.file_malformed``, ``servable.names_collide``.
@@ -110,8 +119,17 @@ def read_file(core: ov.Core, file: Path) -> Graph:
         inputs={key: _spec(ports.inputs[name], key, file) for key, name in keys.inputs.items()},
         outputs={key: _spec(ports.outputs[name], key, file) for key, name in keys.outputs.items()},
         method_name=PREDICT_METHOD,
+        elementwise=file.name == _LITE and _is_elementwise(graph),
     )
+    if ranks is not None:
+        graph.reshape({keys.inputs[key]: ov.PartialShape([-1] * n) for key, n in ranks.items()})
     return Graph(signature, graph, keys.inputs, keys.outputs)
+
+
+def _is_elementwise(graph: ov.Model) -> bool:
+    """Whether each number is computed by itself: then TensorFlow Lite takes any rank too."""
+    operations = {node.get_type_name() for node in graph.get_ops()}
+    return operations <= _ELEMENTWISE | {"Constant", "Parameter", "Result"}
 
 
 @dataclass(frozen=True)

@@ -131,9 +131,18 @@ class OpenVinoRuntime:
 
     def _load_file(self, file: Path) -> Model:
         graph = read_file(self._core, file)
+        key = graph.signature.name
         compiled = self._compile(graph, str(file), from_the_end=True)
-        definitions = {graph.signature.name: definition_of(graph)}
-        return _OpenVinoModel(definitions, {graph.signature.name: compiled}, {})
+        computed: _Computed = compiled
+        if graph.signature.elementwise:
+
+            def again(ranks: Mapping[str, int]) -> _Compiled:
+                other = read_file(self._core, file, ranks=ranks)
+                where = f"{file}, ranks {dict(ranks)}"
+                return self._compile(other, where, from_the_end=True)
+
+            computed = _AnyRank(graph.signature, compiled, again)
+        return _OpenVinoModel({key: definition_of(graph)}, {key: computed}, {})
 
     def _compile(self, graph: Graph, where: str, *, from_the_end: bool = False) -> _Compiled:
         inexact = inexact_operations(graph.graph) + unguarded(graph.graph)
