@@ -14,8 +14,6 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from sealserve.logs import Log
 from sealserve.serving.config import LifeConfig, ModelConfig
 from sealserve.serving.gentle import gentle
 from sealserve.serving.labels import assign_labels
+from sealserve.serving.memory import return_memory
 from sealserve.serving.metrics import Metrics
 from sealserve.serving.runtimes.base import Model, Runtime
 from sealserve.serving.servable import (
@@ -335,7 +334,7 @@ class Catalog(Table):
             self._released.wait_for(lambda: servable.users == 0)
         model.close()
         del model
-        _return_memory()
+        return_memory()
         with self._lock:
             servable.move(State.END)
         self._log.info("model_unloaded", model=name, version=servable.status.version)
@@ -368,11 +367,3 @@ class Catalog(Table):
         if self._told.get(key) != refusal.message:
             self._told[key] = refusal.message
             self._log.warning("label_not_assigned", model=name, **refusal.to_dict())
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system; the C library would keep it for later."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)

@@ -34,6 +34,7 @@ from sealserve.serving.grpc_front import GrpcFront
 from sealserve.serving.grpc_method import Methods
 from sealserve.serving.grpc_services import PredictionService
 from sealserve.serving.health import Health
+from sealserve.serving.memory import keep_weights_apart
 from sealserve.serving.metrics import Metrics
 from sealserve.serving.model_service import ModelService
 from sealserve.serving.rest_front import RestFront
@@ -239,6 +240,7 @@ def run(config: ServerConfig) -> None:
     Raises:
         SealserveError: the server could not start.
     """
+    keep_weights_apart()
     forbid_core_dumps()  # this process holds TLS keys and the owner's models
     server = Server(config)
     with StopSignals() as stopping:

@@ -1,0 +1,40 @@
+"""Memory that a model took, given back when it goes.
+
+Rules this module keeps:
+
+* Weights are kept apart from everything small, so that nothing small that lives on keeps
+  them from going back: glibc would begin to put them together after the first model.
+* What else was freed goes back when a model has gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from typing import Final
+
+__all__ = ["keep_weights_apart", "return_memory"]
+
+# glibc's mallopt.
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+
+_LARGE_BYTES: Final = 2**20
+# Requests of hundreds of kilobytes must not give memory back and fetch it each time.
+_KEPT_BYTES: Final = 64 * 2**20
+
+
+def keep_weights_apart() -> None:
+    """Map each large piece by itself; for the whole process."""
+    choose = getattr(ctypes.CDLL(None), "mallopt", None)
+    if choose is not None:
+        choose(_MMAP_THRESHOLD, _LARGE_BYTES)
+        choose(_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system; the C library would keep it for later."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
