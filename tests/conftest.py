@@ -19,6 +19,12 @@ def missing(what: str, remedy: str) -> None:
     pytest.skip(message)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what works on by itself: an emulated machine, TensorFlow's models."""
+    items.sort(key=lambda item: item.get_closest_marker("begun_first") is None)
+
+
 @pytest.fixture(scope="session")
 def oracle() -> Path:
     """The Python of the virtual environment that holds TensorFlow and its client stubs."""

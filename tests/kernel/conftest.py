@@ -1,9 +1,10 @@
-"""One guest for all tests: booted when the first of them asks for what it found."""
+"""One guest for all tests: booted first of all, it works beside the tests of other rooms."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sealserve.volume.importing import adopt
 from sealserve.volume.maker import create_sealed, create_writable
 from sealserve.volume.record import VolumeRecord, open_record
 from tests.conftest import missing
-from tests.kernel.machine import DISK, run_guest, why_not
+from tests.kernel.machine import DISK, running_guest, why_not
 from tests.kernel.package import Kernel, NoKernelError, cached_kernel
 from tests.soak import SOAK, times
 from tests.volume.conftest import Sealed, owner, plain, sealed, source
@@ -82,12 +83,37 @@ def state(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> State:
     return State(path, raw, open_record(raw, sealed.owner.public_key()), sealed.key)
 
 
+@dataclass(frozen=True)
+class Booted:
+    """A guest that may still be running; `findings` waits for its end."""
+
+    plan: dict[str, Any]
+    findings: Callable[[], dict[str, Any]]
+    disk: Path
+
+
 @pytest.fixture(scope="session")
-def guest(
+def booted(
     kernel: Kernel, sealed: Sealed, state: State, tmp_path_factory: pytest.TempPathFactory
-) -> Guest:
-    """The findings of a guest that tried everything in `tests.kernel.scenarios`."""
+) -> Iterator[Booted]:
+    """A guest that tries everything in `tests.kernel.scenarios`, beside the tests that follow."""
     plan = _plan(sealed)
+    files = _files(sealed, state, plan, tmp_path_factory)
+    work = tmp_path_factory.mktemp("guest")
+    with running_guest(kernel, sealed.key, files, work) as findings:
+        yield Booted(plan, findings, work / DISK)
+
+
+@pytest.fixture(scope="session")
+def guest(booted: Booted) -> Guest:
+    """The findings of that guest."""
+    return Guest(booted.plan, booted.findings(), booted.disk)
+
+
+def _files(
+    sealed: Sealed, state: State, plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path | bytes]:
+    """What stands in the guest's ``/data``."""
     public = sealed.owner.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     files: dict[str, Path | bytes] = {
         "models.seal": sealed.path,
@@ -105,9 +131,7 @@ def guest(
         area = file.read(sealed.record.header.size)
     # Metadata and keyslot.
     files |= {f"{name}.header": CRAFTED[name](area)[: 1 << 19] for name in HOSTILE}
-    work = tmp_path_factory.mktemp("guest")
-    found = run_guest(kernel, sealed.key, files, work)
-    return Guest(plan, found, work / DISK)
+    return files
 
 
 def _adopted(sealed: Sealed, work: Path) -> dict[str, Path | bytes]:

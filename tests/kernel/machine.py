@@ -14,13 +14,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import sealserve
 import tests
+from tests.background import PROCESSES
 from tests.kernel.initramfs import MODULES, SITE, TOOL_PATH, Initramfs
 from tests.kernel.package import Kernel
 from tests.soak import times
@@ -35,7 +36,7 @@ TOOLS = (
 DISTRIBUTIONS = ("cryptography", "pydantic", "structlog", "typer", "rich")
 
 DISK = "data.img"
-"""The guest's disk, an ext4 image, in the directory that `run_guest` works in."""
+"""The guest's disk, an ext4 image, in the directory that `running_guest` works in."""
 
 _CONSOLE = "console.log"
 _RESULTS = "results.jsonl"
@@ -59,10 +60,11 @@ def why_not() -> str | None:
     return None
 
 
-def run_guest(
+@contextmanager
+def running_guest(
     kernel: Kernel, key: bytes, files: Mapping[str, Path | bytes], work: Path
-) -> dict[str, Any]:
-    """Boot a guest that runs `tests.kernel.scenarios`.
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A booted guest that runs `tests.kernel.scenarios` beside whatever else is done.
 
     Args:
         kernel: what to boot.
@@ -70,18 +72,22 @@ def run_guest(
         files: what stands in the guest's ``/data``, by name.
         work: a directory for disk and console log.
 
-    Returns:
-        What each scenario found, by name.
+    Yields:
+        What waits for the guest's end, and gives what each scenario found, by name.
     """
     with _booted(kernel, key, files, work) as machine:
-        try:
-            ended = machine.communicate(timeout=_TIMEOUT)[1]
-        except subprocess.TimeoutExpired:
-            ended = f"the guest was stopped after {_TIMEOUT} s"
-    found = dict(_results(work))
-    if not found.pop("complete", False):
-        raise AssertionError(f"the guest came not to its end: {ended}\n{_console(work)}")
-    return found
+
+        def findings() -> dict[str, Any]:
+            try:
+                ended = machine.communicate(timeout=_TIMEOUT)[1]
+            except subprocess.TimeoutExpired:
+                ended = f"the guest was given up after {_TIMEOUT} s"
+            found = dict(_results(work))
+            if not found.pop("complete", False):
+                raise AssertionError(f"the guest came not to its end: {ended}\n{_console(work)}")
+            return found
+
+        yield findings
 
 
 def power_off_guest(
@@ -90,7 +96,7 @@ def power_off_guest(
     """Boot a guest and take its power away once it has written so many lines of results.
 
     Args:
-        kernel, key, files, work: as for `run_guest`.
+        kernel, key, files, work: as for `running_guest`.
         lines: how many.
 
     Returns:
@@ -136,6 +142,7 @@ def _booted(
             stderr=subprocess.PIPE,
             text=True,
         ) as machine:
+            PROCESSES.add(machine.pid)
             try:
                 yield machine
             finally:

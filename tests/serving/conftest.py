@@ -28,6 +28,7 @@ from sealserve.serving import flags
 from sealserve.serving.catalog import ModelSpec
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.server import Server
+from tests.background import PROCESSES
 
 OWNER_NAME = "grpc.tf.service.com"
 ATTESTED_NAME = "ratls.sealserve.internal"
@@ -162,15 +163,41 @@ def certificate_shown(port: int, name: str | None, **limits: ssl.TLSVersion) -> 
     return der
 
 
+@dataclass(frozen=True)
+class Making:
+    """TensorFlow, making models in a process of its own; `made` waits for its end."""
+
+    root: Path
+    process: subprocess.Popen[str]
+    complaints: Path
+
+    def made(self) -> Path:
+        status = self.process.wait(110)
+        assert status == 0, self.complaints.read_text()[-2000:]
+        return self.root
+
+
 @pytest.fixture(scope="session")
-def models(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of SavedModels with TensorFlow's own answers beside them."""
+def making_models(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Making]:
+    """The models of `models`, while they are being made beside the tests that follow."""
     root = tmp_path_factory.mktemp("models")
+    complaints = tmp_path_factory.mktemp("making") / "complaints"
     script = Path(__file__).with_name("make_models.py")
-    made = subprocess.run(
-        [oracle, script, root], capture_output=True, text=True, check=False, timeout=110
-    )
-    assert made.returncode == 0, made.stderr[-2000:]
+    with (
+        complaints.open("w") as output,
+        subprocess.Popen(
+            [oracle, script, root], stdout=output, stderr=output, text=True
+        ) as process,
+    ):
+        PROCESSES.add(process.pid)
+        yield Making(root, process, complaints)
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def models(making_models: Making) -> Path:
+    """A directory of SavedModels with TensorFlow's own answers beside them."""
+    root = making_models.made()
     names = sorted(path.name for path in root.iterdir() if (path / "1").is_dir())
     entries = "\n".join(
         f'  config {{ name: "{name}" base_path: "{name}" model_platform: "tensorflow" '

@@ -25,6 +25,7 @@ from sealserve.volume.mount import mount_sealed
 from sealserve.volume.record import open_record
 from tests.soak import times
 from tests.volume.conftest import MARKER, Sealed, need_tools, tool
+from tests.volume.test_mount import children
 
 NothingLeft = Callable[[], None]
 # Rather more like a secret than the fixture's, which ends in line feeds that are everywhere.
@@ -166,7 +167,7 @@ def test_a_crash_leaves_no_core(
     sealed: Sealed, tmp_path: Path, nothing_left: NothingLeft, number: signal.Signals
 ) -> None:
     mount = mount_sealed(sealed.path, sealed.record, sealed.key, tmp_path / "mnt", driver="fuse")
-    (serving,) = descendants(os.getpid())
+    (serving,) = children()
     os.kill(serving, number)
     _, status = os.waitpid(serving, 0)
     assert os.WIFSIGNALED(status)
