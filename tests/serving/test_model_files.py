@@ -20,7 +20,7 @@ from sealserve.logs import make_log
 from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.runtimes.base import Model
 from sealserve.serving.runtimes.choice import ChoosingRuntime
-from sealserve.serving.runtimes.tflite import read_signatures
+from sealserve.serving.runtimes.tflite import _Table, is_elementwise, read_signatures
 from tests.onnx_files import GIVEN, WANTED, WEIGHTS, onnx_bytes
 from tests.serving.conftest import arrays_of
 from tests.soak import times
@@ -139,6 +139,18 @@ def test_an_elementwise_tensorflow_lite_file_takes_other_ranks(models: Path) -> 
         assert found.shape == asked[f"in_{rank}"].shape
 
 
+@pytest.mark.parametrize("operation", ["Squeeze", "Reshape"])
+def test_tensorflow_lite_that_states_more_is_not_elementwise(models: Path, operation: str) -> None:
+    assert not is_elementwise((models / "more/kinds/lite_example/1/model.tflite").read_bytes())
+    content = bytearray((models / "lite" / "1" / "model.tflite").read_bytes())
+    assert is_elementwise(bytes(content))
+    # Each operator code that the file states becomes that of another operation.
+    table = _Table(memoryview(content), struct.unpack_from("<I", content, 0)[0])
+    for each in table.tables(1):
+        content[each._field(0)] = {"Squeeze": 43, "Reshape": 22}[operation]
+    assert not is_elementwise(bytes(content))
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.xml"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", bytes(4096)])
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
@@ -184,3 +196,5 @@ def test_a_changed_tensorflow_lite_file_gives_typed_errors_only(
     content = content[: data.draw(st.integers(0, len(content)))]
     with contextlib.suppress(InputError):
         read_signatures(bytes(content))
+    with contextlib.suppress(InputError):
+        is_elementwise(bytes(content))

@@ -36,7 +36,7 @@ from sealserve.serving.runtimes.graphs import (
     stateful_kinds,
 )
 from sealserve.serving.runtimes.saved_model import FILE_NAME
-from sealserve.serving.runtimes.tflite import LiteSignature, read_signatures
+from sealserve.serving.runtimes.tflite import LiteSignature, is_elementwise, read_signatures
 from sealserve.wire.graphs import MAX_GRAPH_BYTES
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
@@ -119,7 +119,7 @@ def read_file(core: ov.Core, file: Path, *, ranks: Mapping[str, int] | None = No
         inputs={key: _spec(ports.inputs[name], key, file) for key, name in keys.inputs.items()},
         outputs={key: _spec(ports.outputs[name], key, file) for key, name in keys.outputs.items()},
         method_name=PREDICT_METHOD,
-        elementwise=file.name == _LITE and _is_elementwise(graph),
+        elementwise=file.name == _LITE and _is_elementwise(graph) and _states_elementwise(file),
     )
     if ranks is not None:
         graph.reshape({keys.inputs[key]: ov.PartialShape([-1] * n) for key, n in ranks.items()})
@@ -130,6 +130,11 @@ def _is_elementwise(graph: ov.Model) -> bool:
     """Whether each number is computed by itself: then TensorFlow Lite takes any rank too."""
     operations = {node.get_type_name() for node in graph.get_ops()}
     return operations <= _ELEMENTWISE | {"Constant", "Parameter", "Result"}
+
+
+def _states_elementwise(file: Path) -> bool:
+    """Whether the file says so too: a converter may leave out a reshape that changes nothing."""
+    return is_elementwise(read_limited(file, MAX_GRAPH_BYTES))
 
 
 @dataclass(frozen=True)

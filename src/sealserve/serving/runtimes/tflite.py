@@ -21,7 +21,7 @@ from sealserve.errors import InputError
 from sealserve.serving.runtimes.flexbuffers import read_string_map
 from sealserve.wire.tensorflow import graph_pb2
 
-__all__ = ["LiteSignature", "read_signatures"]
+__all__ = ["LiteSignature", "is_elementwise", "read_signatures"]
 
 _IDENTIFIER: Final = b"TFL3"
 _MAX_ITEMS: Final = 65_536
@@ -32,10 +32,17 @@ _LEGACY: Final = "signature_defs_metadata"
 
 # Field numbers, in the order of the schema.
 _MODEL_SUBGRAPHS, _MODEL_BUFFERS, _MODEL_METADATA, _MODEL_SIGNATURES = 2, 4, 6, 7
+_MODEL_OPERATORS = 1
+_OPERATOR_OLD_CODE, _OPERATOR_CODE = 0, 3
 _METADATA_NAME, _METADATA_BUFFER, _BUFFER_DATA = 0, 1, 0
 _SUBGRAPH_TENSORS, _TENSOR_NAME = 0, 3
 _SIGNATURE_INPUTS, _SIGNATURE_OUTPUTS, _SIGNATURE_KEY, _SIGNATURE_SUBGRAPH = 0, 1, 2, 4
 _MAP_NAME, _MAP_TENSOR = 0, 1
+
+
+# BuiltinOperators that take each number by itself and broadcast as NumPy does, at any rank: ADD,
+# LOGISTIC, MUL, RELU, RELU6, TANH, SUB, DIV, EXP, MAXIMUM, MINIMUM, NEG, SQRT, RSQRT, SQUARE, ABS.
+_ELEMENTWISE: Final = frozenset((0, 14, 18, 19, 21, 28, 41, 42, 47, 55, 57, 59, 75, 76, 92, 101))
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,24 @@ def read_signatures(content: bytes | memoryview) -> list[LiteSignature]:
         return list(_signatures(model)) or _legacy_signatures(model)
     except (struct.error, ValueError, IndexError, DecodeError):
         raise _malformed("a table reaches beyond the file") from None
+
+
+def is_elementwise(content: bytes | memoryview) -> bool:
+    """Whether a file states no operation but elementwise ones.
+
+    Raises:
+        InputError: ``servable.file_malformed``.
+    """
+    view = memoryview(content)
+    try:
+        operators = list(_Table(view, _offset(view, 0)).tables(_MODEL_OPERATORS))
+        # Codes up to 127 used to stand in a byte; newer files have both.
+        codes = {
+            max(each.byte(_OPERATOR_OLD_CODE), each.number(_OPERATOR_CODE)) for each in operators
+        }
+    except (struct.error, ValueError, IndexError):
+        raise _malformed("a table reaches beyond the file") from None
+    return bool(codes) and codes <= _ELEMENTWISE
 
 
 def _signatures(model: _Table) -> Iterator[LiteSignature]:
@@ -116,6 +141,11 @@ class _Table:
         """A uint32 field; 0 where it is absent."""
         at = self._field(field)
         return 0 if at is None else int(struct.unpack_from("<I", self._view, at)[0])
+
+    def byte(self, field: int) -> int:
+        """An int8 field; 0 where it is absent."""
+        at = self._field(field)
+        return 0 if at is None else int(struct.unpack_from("<b", self._view, at)[0])
 
     def text(self, field: int) -> str:
         """A string field; empty where it is absent."""
