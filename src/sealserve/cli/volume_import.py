@@ -65,7 +65,7 @@ def import_volume(
     Needs neither root nor device-mapper, and leaves no plaintext on the disk. Nothing
     vouched for the old content: look at it before you give the new volume to anyone.
 
-    Example: printf %s "$PASSWORD" | sealserve volume import vfs --out models.seal
+    Example: my-password-tool | sealserve volume import vfs --out models.seal
     --passphrase-fd 0 --rearrange --owner-key ~/owner/owner.key --name models
     --record models.record --broker broker.json --sealed-key models.key
     """
