@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -29,20 +28,18 @@ from sealserve.errors import InputError, InternalError, SealserveError, Unavaila
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.runtimes.base import Model, Signature, TensorSpec, Tuning
-from sealserve.serving.runtimes.checkpoint import check_variables
-from sealserve.serving.runtimes.exactness import WIDE_LIMIT, inexact_operations
-from sealserve.serving.runtimes.examples import (
-    ExampleCut,
-    cut_examples,
-    made_up_example,
-    parse_examples,
+from sealserve.serving.runtimes.conversion import (
+    Converted,
+    NotConverted,
+    Reading,
+    convert,
+    convert_ranks,
 )
-from sealserve.serving.runtimes.graphs import Graph, of_signature, reason_of
-from sealserve.serving.runtimes.guards import GUARD, add_guards, unguarded
-from sealserve.serving.runtimes.model_files import definition_of, find_file, read_file
-from sealserve.serving.runtimes.saved_model import operations_behind, read_meta_graph, stateful
+from sealserve.serving.runtimes.exactness import WIDE_LIMIT
+from sealserve.serving.runtimes.examples import ExampleCut, made_up_example, parse_examples
+from sealserve.serving.runtimes.graphs import Graph, reason_of
+from sealserve.serving.runtimes.guards import GUARD
 from sealserve.serving.runtimes.tuning import Tuner
-from sealserve.wire.graphs import spell_out_scalars
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
 
@@ -52,9 +49,6 @@ _DEVICE = "CPU"
 _MAX_RANK = 8
 _MAX_OTHERS = 8  # for one input: all of them
 
-# Signatures that are a SavedModel's own plumbing, not for clients.
-_INTERNAL_PREFIX = "__saved_model_"
-
 
 class OpenVinoRuntime:
     """Loads SavedModels with OpenVINO on the cores this process may use."""
@@ -62,9 +56,7 @@ class OpenVinoRuntime:
     name = "openvino"
 
     def __init__(self, config: RuntimeConfig, log: Log) -> None:
-        self._tags = config.tags
-        self._log = log
-        self._prefer_lite = config.prefer_lite
+        self._reading = Reading(config.tags, prefer_lite=config.prefer_lite)
         self._precision = config.precision
         self._core = ov.Core()
         _make_first_tensor()
@@ -83,77 +75,41 @@ class OpenVinoRuntime:
         Raises:
             InputError, Unavailable: there is no model to look at.
         """
-        file = find_file(path, prefer_lite=self._prefer_lite)
-        if file is not None:
-            return self._load_file(file)
-        meta = read_meta_graph(path, self._tags)
-        check_variables(path)
-        spell_out_scalars(meta.graph_def)
+        conversion = convert(self._core, path, self._reading)
         compiled: dict[str, _Computed] = {}
         refused: dict[str, SealserveError] = {}
         keeping: set[str] = set()
-        for key in sorted(meta.signature_def):
-            if key.startswith(_INTERNAL_PREFIX):
-                continue
+        for each in conversion.signatures:
             try:
-                compiled[key] = self._compile_signature(path, meta, key)
+                compiled[each.key] = self._computed(path, each)
             except SealserveError as error:
-                refused[key] = error
-                if stateful(operations_behind(meta.graph_def, meta.signature_def[key])):
-                    keeping.add(key)
-        # Copies: a message inside another keeps all of it in memory, weights included.
-        definitions = {
-            key: graph_pb2.SignatureDef.FromString(wire.SerializeToString())
-            for key, wire in meta.signature_def.items()
-        }
-        model = _OpenVinoModel(definitions, compiled, refused)
+                if conversion.is_file:
+                    raise
+                refused[each.key] = error
+                if each.keeps_state:
+                    keeping.add(each.key)
+            del each  # not while the next one is converted
+        model = _OpenVinoModel(conversion.definitions, compiled, refused)
         model.stateful = keeping
         return model
 
-    def _compile_signature(self, path: Path, meta: graph_pb2.MetaGraphDef, key: str) -> _Computed:
-        where = f"{path}, signature {key!r}"
-        cut = cut_examples(meta, meta.signature_def[key])
-        if cut is None:
-            first = self._compile(of_signature(path, meta, key), where)
-            if not first.signature.elementwise:
-                return first
-            stated = Signature.from_wire(key, meta.signature_def[key])
-            return _AnyRank(stated, first, lambda ranks: self._compile_ranks(path, key, ranks))
-        behind = self._compile(of_signature(path, meta, key, cut.wire), where)
-        return _ExampleFed(Signature.from_wire(key, meta.signature_def[key]), behind, cut)
+    def _computed(self, path: Path, each: Converted | NotConverted) -> _Computed:
+        if isinstance(each, NotConverted):
+            raise each.error
+        behind = self._compile(each)
+        if each.cut is not None:
+            return _ExampleFed(each.signature, behind, each.cut)
+        if not each.signature.elementwise:
+            return behind
 
-    def _compile_ranks(self, path: Path, key: str, ranks: Mapping[str, int]) -> _Compiled:
-        """Convert a signature anew for inputs of these ranks, with every proof."""
-        meta = read_meta_graph(path, self._tags)
-        spell_out_scalars(meta.graph_def)
-        graph = of_signature(path, meta, key, ranks=ranks)
-        return self._compile(graph, f"{path}, signature {key!r}, ranks {dict(ranks)}")
+        def again(ranks: Mapping[str, int]) -> _Compiled:
+            other = convert_ranks(self._core, path, self._reading, behind.signature.name, ranks)
+            return self._compile(other)
 
-    def _load_file(self, file: Path) -> Model:
-        graph = read_file(self._core, file)
-        key = graph.signature.name
-        compiled = self._compile(graph, str(file), from_the_end=True)
-        computed: _Computed = compiled
-        if graph.signature.elementwise:
+        return _AnyRank(each.signature, behind, again)
 
-            def again(ranks: Mapping[str, int]) -> _Compiled:
-                other = read_file(self._core, file, ranks=ranks)
-                where = f"{file}, ranks {dict(ranks)}"
-                return self._compile(other, where, from_the_end=True)
-
-            computed = _AnyRank(graph.signature, compiled, again)
-        return _OpenVinoModel({key: definition_of(graph)}, {key: computed}, {})
-
-    def _compile(self, graph: Graph, where: str, *, from_the_end: bool = False) -> _Compiled:
-        inexact = inexact_operations(graph.graph) + unguarded(graph.graph)
-        if inexact:
-            raise Unavailable(
-                "servable.inexact",
-                f"OpenVINO would not compute this signature exactly: {', '.join(inexact)}",
-                where=where,
-                hint="compute in float32 or int32, and pass 64-bit integers on as they are",
-            )
-        add_guards(graph.graph, from_the_end=from_the_end)
+    def _compile(self, converted: Converted) -> _Compiled:
+        graph = converted.graph
         properties, reason = self._tuner.properties(graph.graph)
         try:
             model = self._core.compile_model(graph.graph, _DEVICE, properties)
@@ -161,12 +117,14 @@ class OpenVinoRuntime:
             raise Unavailable(
                 "servable.runtime_cannot",
                 f"OpenVINO cannot compile this signature: {reason_of(error)}",
-                where=where,
+                where=converted.where,
             ) from None
         tuning = self._tuner.tuning(model, reason)
         if self._precision == "f32" and tuning.precision != "f32":
             raise InternalError(
-                "servable.precision", "OpenVINO did not compile the graph at f32", where=where
+                "servable.precision",
+                "OpenVINO did not compile the graph at f32",
+                where=converted.where,
             )
         return _Compiled(graph, model, tuning)
 
@@ -231,7 +189,7 @@ class _AnyRank:
     def __init__(
         self, signature: Signature, first: _Compiled, make: Callable[[Mapping[str, int]], _Compiled]
     ) -> None:
-        self.signature = replace(signature, elementwise=True)
+        self.signature = signature
         self.tuning = first.tuning
         self._first = first
         self._make = make
