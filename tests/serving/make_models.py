@@ -3,7 +3,8 @@
 ``make_models.py DIR`` writes ``DIR/<name>/1`` for each model below, and for each
 signature ``DIR/<name>.<signature>.npz`` with ``in_<key>`` and ``out_<key>``: what
 TensorFlow itself returns for those inputs. What only TensorFlow computes so stands
-in ``DIR/only_tensorflow``, and what one test each needs in ``DIR/more`` (more_models.py).
+in ``DIR/only_tensorflow``, and what one test each needs in ``DIR/more`` (more_models.py,
+exact_models.py).
 """
 
 import contextlib
@@ -13,7 +14,8 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-import more_models  # beside this file
+import exact_models  # beside this file, as the next
+import more_models
 import numpy as np
 import tensorflow as tf
 
@@ -446,3 +448,4 @@ for rank in (1, 2, 3, 4):  # TensorFlow Serving resizes the inputs to what it is
 np.savez(LITE.parent / "ranks.npz", **ranks)
 
 more_models.make(ROOT / "more")
+exact_models.make(ROOT / "more" / "exact")

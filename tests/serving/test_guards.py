@@ -68,6 +68,15 @@ def test_an_empty_input_is_not_answered_with_an_earlier_one(models: Path) -> Non
     assert caught.value.code == "request.empty_input"
 
 
+def test_trap_a_request_writes_into_the_input_of_an_earlier_one(models: Path) -> None:
+    """OpenVINO does, where nothing is left of the graph and inputs are shared with it."""
+    model = load(models / "more" / "exact" / "passed_on" / "1")
+    given = [np.full(5, number, "i4") for number in range(20)]
+    for array in given:
+        assert model.run("x", {"x": array}, ["y"])["y"].tolist() == array.tolist()
+    assert [array.tolist() for array in given] == [[number] * 5 for number in range(20)]
+
+
 def test_an_elementwise_signature_takes_an_empty_input(models: Path) -> None:
     model = load(models / "affine" / "1")
     outputs = model.run("serving_default", {"x": np.zeros((0,), "f4")}, ["y"])

@@ -158,8 +158,9 @@ class _Compiled:
             feeds[position] = np.asarray(inputs[key], order="C")  # a scalar stays one
         request = self._pool.get()
         try:
-            # Shared inputs spare a copy; they live until this call returns.
-            request.infer(feeds, share_inputs=True, share_outputs=True)
+            # The inputs are copied: where nothing of a graph is left between an input and an
+            # output, the plugin goes on writing into the memory of an earlier request's input.
+            request.infer(feeds, share_outputs=True)
             if any(request.get_output_tensor(n).data for n in self._guards):
                 raise InputError(
                     "request.index_range", "an index is beyond the end of what it indexes"
