@@ -20,7 +20,9 @@ from sealserve.serving.grpc_services import PredictionService
 from sealserve.serving.health import Health
 from sealserve.serving.metrics import Metrics
 from sealserve.serving.model_service import ModelService
+from sealserve.serving.rest_front import RestFront
 from sealserve.serving.runtimes.base import Model, Runtime, Signature, TensorSpec
+from sealserve.serving.tls import TlsSource
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
 from sealserve.wire.tensors import Array
@@ -94,9 +96,14 @@ def make_versions(base: Path, *versions: object, bad: str = "") -> Path:
 
 
 class FakeServer:
-    """A server of fake models on a plaintext gRPC port."""
+    """A server of fake models on a plaintext gRPC port, and on a REST port if one is configured."""
 
-    def __init__(self, *models: ModelConfig, config: ServerConfig | None = None) -> None:
+    def __init__(
+        self,
+        *models: ModelConfig,
+        config: ServerConfig | None = None,
+        tls: TlsSource | None = None,
+    ) -> None:
         self.config = config or ServerConfig(models, bind_address="127.0.0.1", grpc_port=0)
         self.runtime = FakeRuntime()
         self.log = io.StringIO()
@@ -105,7 +112,8 @@ class FakeServer:
         self.catalog.load()
         self.health = Health(self.catalog)
         self.metrics = Metrics()
-        methods = Methods(Gate(self.config.access_file, log), Calls(self.metrics, log), log)
+        gate, calls = Gate(self.config.access_file, log), Calls(self.metrics, log)
+        methods = Methods(gate, calls, log)
         dataplane = Dataplane(self.catalog, self.metrics)
         services = [
             PredictionService(dataplane, self.config).handler(methods),
@@ -113,4 +121,10 @@ class FakeServer:
         ]
         self.grpc = GrpcFront(services, self.config, None, self.health)
         self.grpc.start()
+        self.rest: RestFront | None = None
+        if self.config.rest_port is not None:
+            self.rest = RestFront(
+                dataplane, self.config, tls, log, gate=gate, calls=calls, health=self.health
+            )
+            self.rest.start()
         self.health.open()

@@ -19,8 +19,9 @@ from sealserve.logs import make_log
 from sealserve.serving.catalog import Catalog, ModelSpec, State
 from sealserve.serving.config import ModelConfig, RuntimeConfig
 from sealserve.serving.dataplane import Dataplane
+from sealserve.serving.deadline import Deadline, under
 from sealserve.serving.runtimes.choice import ChoosingRuntime
-from tests.serving.conftest import check_answer, questions
+from tests.serving.conftest import check_answer, question_of, questions
 from tests.soak import SOAK, times
 
 # One of each kind; a worker takes seconds and half a gigabyte, so the rest is for `make soak`.
@@ -115,6 +116,17 @@ def test_inputs_that_do_not_fit_together_are_the_callers_fault(served: Served) -
     assert caught.value.code == "request.inference_failed"
     assert "-3" in caught.value.message
     test_dice_of_a_wanted_shape_are_rolled(served)  # the worker goes on
+
+
+@pytest.mark.parametrize("place", [".", "only_tensorflow"])
+def test_nothing_is_computed_for_who_has_gone(served: Served, models: Path, place: str) -> None:
+    """Neither by OpenVINO nor by a worker; and what they take turns with stays, however often."""
+    asked = question_of(models / place, "mixed")
+    for _ in range(20):
+        with pytest.raises(Unavailable) as caught, under(Deadline(cancelled=lambda: True)):
+            served.plane.predict(ModelSpec("mixed"), asked.signature, lambda _: asked.inputs)
+        assert caught.value.code == "request.cancelled"
+    check_answer(served.plane, asked)
 
 
 def test_a_dead_worker_is_started_again(

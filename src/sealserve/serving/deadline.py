@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from sealserve.errors import Unavailable
+
 __all__ = ["ENDLESS", "Deadline", "current", "under"]
 
 
@@ -39,6 +41,25 @@ class Deadline:
     def ended(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return self.too_late or self.cancelled()
+
+    def check(self) -> None:
+        """Go on only if somebody still waits for the answer.
+
+        Raises:
+            Unavailable: see `refusal`.
+        """
+        if self.ended:
+            raise self.refusal("the deadline passed before its turn came")
+
+    def refusal(self, late: str) -> Unavailable:
+        """The error of a call that has ended: ``request.cancelled`` or ``request.too_late``.
+
+        Args:
+            late: the words for a deadline that has passed.
+        """
+        if self.cancelled():
+            return Unavailable("request.cancelled", "the client has gone or has cancelled the call")
+        return Unavailable("request.too_late", late)
 
 
 ENDLESS = Deadline()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from sealserve.errors import InputError, Unavailable
 
@@ -27,7 +27,8 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
 
     Raises:
         InputError: ``request.too_large`` or ``request.encoding``.
-        Unavailable: ``request.too_late``: the client is too slow.
+        Unavailable: ``request.too_late``: the client is too slow;
+            ``request.cancelled``: it has gone.
     """
     encoding = request.headers.get("content-encoding", "identity").lower().strip()
     if encoding != "identity" and encoding not in _WINDOWS:
@@ -39,6 +40,10 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
                 body += chunk
                 if len(body) > limit:
                     raise _too_large(limit)
+    except ClientDisconnect:
+        raise Unavailable(
+            "request.cancelled", "the client has gone before it had sent its request"
+        ) from None
     except TimeoutError:
         raise Unavailable("request.too_late", f"the body did not come within {seconds} s") from None
     return bytes(body) if encoding == "identity" else unzip(bytes(body), limit, encoding)

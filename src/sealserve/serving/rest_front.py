@@ -6,6 +6,8 @@ Rules this module keeps:
 * The gate is asked before a body is read. Probes (``/v1/health/live`` and ``.../ready``)
   are for everybody: they say nothing of models. Metrics have a role of their own.
 * Work is done in a pool of threads, never in the event loop; it has a time limit.
+* A client that goes gives up what it asked for: what has not begun never begins
+  (`rest_server` says when a client has gone).
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sealserve.errors import InputError, SealserveError, Unavailable
+from sealserve.errors import InputError, SealserveError
 from sealserve.logs import Log
 from sealserve.serving.access import Gate, Peer, Role, key_in
 from sealserve.serving.calls import REQUEST_ID, Call, Calls
@@ -129,8 +131,6 @@ class RestFront:
         status = Status.OK
         try:
             response = _answer(await self._work(request, call))
-        except ClientDisconnect:
-            status, response = Status.CANCELLED, Response(status_code=499)
         except SealserveError as error:
             failure, status = error, status_of(error)
             http = 413 if error.code == "request.too_large" else HTTP_STATUS[status]
@@ -154,22 +154,38 @@ class RestFront:
         if request.method == "POST":
             limits = self._config.max_request_bytes, self._config.rest_timeout
             body = await read_body(request, *limits)
-        return await self._in_pool(lambda: work(body, call))
+        return await self._in_pool(request, lambda: work(body, call))
 
-    async def _in_pool(self, work: Callable[[], bytes | Packed]) -> bytes | Packed:
-        deadline = Deadline(until=time.monotonic() + self._config.rest_timeout)
+    async def _in_pool(
+        self, request: Request, work: Callable[[], bytes | Packed]
+    ) -> bytes | Packed:
+        gone: Future[None] = Future()
+        deadline = Deadline(
+            until=time.monotonic() + self._config.rest_timeout,
+            cancelled=gone.done,
+            when_cancelled=lambda call: gone.add_done_callback(lambda _: call()),
+        )
 
         def in_time() -> bytes | Packed:
             with under(deadline):
                 return work()
 
         running = asyncio.get_running_loop().run_in_executor(self._pool, in_time)
-        try:
-            return await asyncio.wait_for(running, self._config.rest_timeout)
-        except TimeoutError:
-            raise Unavailable(
-                "request.too_late", f"the request took longer than {self._config.rest_timeout} s"
-            ) from None
+        going = asyncio.create_task(_gone(request))
+        await asyncio.wait(
+            (running, going),
+            timeout=self._config.rest_timeout,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        went = going.done()
+        going.cancel()
+        if running.done():
+            return running.result()
+        running.cancel()  # what has begun goes on, until it looks at its deadline
+        if went:
+            gone.set_result(None)
+            raise deadline.refusal("")
+        raise deadline.refusal(f"the request took longer than {self._config.rest_timeout} s")
 
     def _metrics(self, request: Request) -> Response:
         try:
@@ -184,6 +200,12 @@ class RestFront:
             return _json(b"")
         error = InputError("request.origin", "Origin header is missing in CORS preflight")
         return _json(dump({"error": error.message}), 400)
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has gone; what it sends meanwhile is not wanted."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _peer(request: Request) -> Peer:

@@ -7,6 +7,11 @@ Rules this module keeps:
   takes nothing of its answer; one that is older than ``max_connection_age`` is closed
   after its next answer.
 * A connection that was accepted before the end may still send its request.
+* A client that closes its connection has gone, and with it what it has asked for. Over
+  plain TCP a client that only says that it sends no more (``nc -N``) looks the same, and
+  gets its answers: whether it is there is found out by an interim response,
+  ``100 Continue``, which a client that listens skips and a closed socket refuses. Over TLS
+  there is no half: who closes has gone.
 * The server runs in a thread of its own with its own event loop.
 """
 
@@ -22,7 +27,7 @@ import time
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from sealserve.errors import InternalError, Unavailable
 from sealserve.serving.config import ServerConfig
@@ -33,10 +38,13 @@ __all__ = ["HttpServer"]
 _START_SECONDS = 30.0
 _SILENCE_SECONDS = 30.0
 _LAST_REQUEST_SECONDS = 1.0
+_DOUBT_SECONDS = 0.25
 
 
 class _Protocol(H11Protocol):
-    """Tells the application who is at the other end."""
+    """Tells the application who is at the other end, and whether it is still there."""
+
+    _sends_no_more = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -51,6 +59,36 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._silence.cancel()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open though the client sends no more."""
+        stays = self.scheme == "http" and self._owes_answer()
+        if stays and not self._sends_no_more:
+            self._sends_no_more = True
+            self._ask_later(_DOUBT_SECONDS)
+        return stays
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # goes on to the next request, if that has been sent
+        if self._sends_no_more and not self._owes_answer():
+            self.transport.close()
+
+    def _owes_answer(self) -> bool:
+        """Whether a request that has come completely is not yet answered."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        return cycle is not None and not (cycle.response_complete or cycle.more_body)
+
+    def _ask_later(self, seconds: float) -> None:
+        self.loop.call_later(seconds, self._ask_whether_it_is_there, 2 * seconds)
+
+    def _ask_whether_it_is_there(self, again: float) -> None:
+        if self.transport.is_closing():
+            return
+        # HTTP/1.0 has no interim responses, and none may come within an answer.
+        cycle: RequestResponseCycle = self.cycle
+        if cycle.scope["http_version"] != "1.0" and not cycle.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._ask_later(again)
 
     def shutdown(self) -> None:
         # asyncio forgets a TLS connection that is closed twice: it could not be aborted.

@@ -5,6 +5,7 @@ The timeouts of batches are an hour, so that only what the test does can start o
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from sealserve.serving.catalog import ModelSpec
 from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensors import to_array, to_proto
 from tests.serving.batching.test_queue import HOUR, until
-from tests.serving.conftest import Running, question_of, start_server
+from tests.serving.conftest import Running, https_connection, question_of, start_server
 
 Start = Callable[..., Running]
 PATH = "/v1/models/{}:predict"
@@ -188,6 +189,25 @@ def test_who_cancels_or_is_late_leaves_the_queue(start: Start) -> None:
         clients.wait_for(0)
         pair = [clients.send(x=floats(each)) for each in (1, 2)]
         assert [outputs(call)["y"].tolist() for call in pair] == [[5], [8]]
+
+
+def test_a_rest_client_that_hangs_up_leaves_the_queue(start: Start) -> None:
+    """It stayed until the REST timeout, and was computed with the next batch."""
+    running = start("max_batch_size { value: 2 }")
+    with Clients(running) as clients:
+        connection = https_connection(running.rest_port, running.owner)
+        connection.request("POST", PATH.format("affine"), json.dumps({"instances": [9]}))
+        clients.wait_for(1)
+        connection.close()
+        clients.wait_for(0)
+        pair = [clients.send(x=floats(each)) for each in (1, 2)]
+        assert [outputs(call)["y"].tolist() for call in pair] == [[5], [8]]
+    session = ":tensorflow:serving:batching_session"
+    assert metric(running, f"{session}:processed_batch_size_sum", "affine") == 2
+    (line,) = [each for each in running.log.getvalue().splitlines() if '"request"' in each]
+    noted = json.loads(line)
+    assert (noted["status"], noted["code"]) == ("CANCELLED", "request.cancelled")
+    assert (noted["model"], noted["front"]) == ("affine", "REST")
 
 
 def test_large_requests_are_split_and_put_together(start: Start) -> None:

@@ -21,13 +21,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from sealserve.errors import InputError, SealserveError, Unavailable
+from sealserve.errors import InputError, Unavailable
 from sealserve.serving.batching.parameters import BatchingParameters
-from sealserve.serving.deadline import Deadline, current
+from sealserve.serving.deadline import ENDLESS, Deadline, current, under
 
 __all__ = ["BatchQueue", "Compute", "Piece", "Turns"]
+
+_LATE: Final = "Run() timeout exceeded while waiting in batching queue"  # the original's words
 
 
 @dataclass(eq=False)
@@ -240,7 +242,7 @@ class BatchQueue:
                 batch, task.leads = task.leads, None
                 if batch is None:
                     if task.error is None and task.missing and task.deadline.ended:
-                        task.error = _given_up(task.deadline)
+                        task.error = task.deadline.refusal(_LATE)
                     if task.error is not None or not task.missing:
                         self._withdraw(task)
                         return
@@ -269,13 +271,14 @@ class BatchQueue:
             for piece in alive:
                 self._queued(now - piece.task.arrived)
             if alive:
-                answers = self._compute(alive)
+                with under(ENDLESS):  # the others' work does not end with the leader
+                    answers = self._compute(alive)
         except Exception as error:  # whatever it is, nobody waits for ever
             answers = [error] * len(alive)
         given = {id(piece): answer for piece, answer in zip(alive, answers, strict=True)}
         with self._turns.lock:
             for piece in batch.pieces:
-                late = _given_up(piece.task.deadline) if id(piece) not in given else None
+                late = piece.task.deadline.refusal(_LATE) if id(piece) not in given else None
                 _finish(piece, given.get(id(piece), late))
             leader.busy = False
             self._running -= 1
@@ -351,12 +354,6 @@ def _finish(piece: Piece, answer: Any) -> None:
     task.missing -= 1
     if task.error is not None or not task.missing:
         task.woken.set()
-
-
-def _given_up(deadline: Deadline) -> SealserveError:
-    if deadline.cancelled():
-        return Unavailable("request.cancelled", "the call was cancelled while it was in the queue")
-    return Unavailable("request.too_late", "Run() timeout exceeded while waiting in batching queue")
 
 
 def _full(why: str) -> Unavailable:

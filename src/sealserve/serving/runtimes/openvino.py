@@ -27,6 +27,7 @@ import openvino as ov
 from sealserve.errors import InputError, InternalError, SealserveError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
+from sealserve.serving.deadline import current
 from sealserve.serving.runtimes.base import Model, Signature, TensorSpec, Tuning
 from sealserve.serving.runtimes.conversion import (
     Converted,
@@ -158,6 +159,7 @@ class _Compiled:
             feeds[position] = np.asarray(inputs[key], order="C")  # a scalar stays one
         request = self._pool.get()
         try:
+            current().check()  # it may have waited long
             # The inputs are copied: where nothing of a graph is left between an input and an
             # output, the plugin goes on writing into the memory of an earlier request's input.
             request.infer(feeds, share_outputs=True)

@@ -34,6 +34,7 @@ from typing import Final
 from sealserve.errors import InputError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
+from sealserve.serving.deadline import current
 from sealserve.serving.gentle import give_way, is_gentle, raise_again
 from sealserve.serving.runtimes import tensorflow_worker as worker
 from sealserve.serving.runtimes.base import Model, Signature, Tuning
@@ -147,6 +148,10 @@ class _Worker:
             raise Unavailable(
                 "servable.busy", "the TensorFlow worker is busy with earlier requests"
             ) from None
+        deadline = current()
+        if deadline.ended:
+            lanes.put(lane)
+            deadline.check()
         try:
             worker.send(lane, request, buffers)
             header, body = worker.receive(lane)
