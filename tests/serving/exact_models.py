@@ -1,4 +1,4 @@
-"""Runs in the oracle, called by more_models.py: signatures that OpenVINO once got wrong.
+"""Runs in the oracle, called by make_models.py: signatures that OpenVINO once got wrong.
 
 ``make(root)`` writes SavedModels below ``root`` and, in ``root/askedN``, TensorFlow's answers
 to the Nth inputs of each signature: arrays, or nothing where it refuses.
@@ -10,18 +10,113 @@ import tensorflow as tf
 
 PASSED_ON = {"x": lambda x: tf.cast(tf.cast(x, tf.int64), tf.int32)}
 
+ROW = np.array([0.5, -1.0, 2.0, 0.25], "f4")
+WEIGHTS = np.linspace(-1, 1, 12, dtype="f4").reshape(4, 3)
+
+# Each carries a NaN on as TensorFlow does; all of them in one signature.
+KEEPING = {
+    "Add": lambda x: x + ROW,
+    "Subtract": lambda x: ROW - x,
+    "Multiply": lambda x: x * ROW,
+    "Divide": lambda x: x / ROW,
+    "Negative": lambda x: -x,
+    "Abs": tf.abs,
+    "MatMul": lambda x: x @ WEIGHTS,
+    "ReduceSum": lambda x: tf.reduce_sum(x, 1),
+    "ReduceMean": lambda x: tf.reduce_mean(x, 1),
+    "SquaredDifference": lambda x: tf.math.squared_difference(x, ROW),
+    "IsNaN": tf.math.is_nan,
+    "IsInf": tf.math.is_inf,
+    "IsFinite": tf.math.is_finite,
+    "Reshape": lambda x: tf.reshape(x, [-1, 2]),
+    "Transpose": tf.transpose,
+    "Concat": lambda x: tf.concat([x, -x], 1),
+    "Split": lambda x: tf.split(x, 2, 1)[1],
+    "VariadicSplit": lambda x: tf.split(x, [1, 3], 1)[1],
+    "StridedSlice": lambda x: x[:, 1:3],
+    "Gather": lambda x: tf.gather(x, [2, 0], axis=1),
+    "Broadcast": lambda x: tf.broadcast_to(x[:, tf.newaxis], [2, 3, 4]),
+    "Tile": lambda x: tf.tile(x, [1, 2]),
+    "Pad": lambda x: tf.pad(x, [[0, 0], [1, 1]]),
+    "Select": lambda x: tf.where(ROW > 0, x, 0.0),
+}
+LOSING = {
+    "relu": tf.nn.relu,
+    "clip": lambda x: tf.clip_by_value(x, -1.0, 1.0),
+    "largest": lambda x: tf.reduce_max(x, 1),
+    "best": lambda x: tf.math.top_k(x, 2)[0],
+    "place": lambda x: tf.argmax(x, 1, tf.int32),
+    "exp": tf.exp,
+    "greater": lambda x: x > ROW,
+    "chosen": lambda x: tf.where(x > ROW, x, 0.0),
+    "dense": lambda x: tf.nn.relu(x @ WEIGHTS),
+    "log_softmax": tf.nn.log_softmax,
+    "whole": lambda x: tf.cast(x, tf.int32),
+}
+
+
+def grows(x):
+    """A NaN arises in a loop, and is lost there in the next turn."""
+    return tf.while_loop(
+        lambda n, _: n < 3, lambda n, y: (n + 1, tf.sqrt(tf.nn.relu(y) - 1.0)), (0, x)
+    )[1]
+
+
+# Numbers below zero lead to a NaN within.
+BORN = {
+    "log": lambda x: tf.nn.relu(tf.math.log(x)),
+    "sqrt": lambda x: tf.maximum(tf.sqrt(x) - 1.0, 0.5),
+    "divide": lambda x: (tf.abs(x) - x) / (tf.abs(x) - x) > 0.5,
+    "power": lambda x: tf.exp(tf.pow(x, 1.5) @ WEIGHTS),
+    "arc": lambda x: tf.nn.relu(tf.acosh(x + 1.0)),
+    "infinite": lambda x: tf.nn.relu(tf.exp(-99.0 * x) - tf.exp(-98.0 * x)),
+    "mask": lambda x: tf.nn.softmax(tf.math.log(x)),
+}
+LOOPED = {"grows": grows}
+
+
+def layer_norm(x):
+    mean, variance = tf.nn.moments(x, 1, keepdims=True)
+    return tf.nn.relu((x - mean) * tf.math.rsqrt(variance + 1e-3))
+
+
+# They look as those above and make no NaN of any number that is not enormous.
+HARMLESS = {
+    "layer_norm": layer_norm,
+    "deviation": lambda x: tf.nn.relu(x / (tf.math.reduce_std(x, 1, keepdims=True) + 1e-3)),
+    "unit": lambda x: tf.nn.relu(tf.nn.l2_normalize(x, 1)),
+    "log1p": lambda x: tf.nn.relu(tf.math.log1p(tf.nn.relu(x))),
+    "rms": lambda x: tf.nn.relu(x / tf.sqrt(tf.reduce_mean(x**2, 1, keepdims=True) + 1e-6)),
+    "masked": lambda x: tf.nn.softmax(x + np.array([0, -np.inf, 0, 0], "f4")),
+}
+
+PLAIN = np.array([[0.5, 1.5, 2.0, 3.0], [4.0, 0.125, 1.0, 7.0]], "f4")
+
+
+def with_one(value):
+    array = PLAIN.copy()
+    array[1, 2] = value
+    return array
+
 
 def make(root):
     root.mkdir()
+    numbers = [PLAIN, with_one(np.nan), with_one(np.inf), with_one(-2.0), -PLAIN]
+    keeping = {"all": lambda x: {name: f(x) for name, f in KEEPING.items()}}
     for name, operations, shape, inputs in (
         ("passed_on", PASSED_ON, [None], [np.full(5, n, "i4") for n in range(2)]),
+        ("keeping", keeping, [None, 4], numbers),
+        ("losing", LOSING, [None, 4], numbers),
+        ("born", BORN, [None, 4], numbers),
+        ("harmless", HARMLESS, [None, 4], numbers),
+        ("trap_looped", LOOPED, [None, 4], []),
     ):
         module = tf.Module()
-        dtype = tf.as_dtype(inputs[0].dtype)
+        dtype = tf.as_dtype(inputs[0].dtype if inputs else tf.float32)
         module.functions = more_models.signatures_of(operations, shape, dtype)
         tf.saved_model.save(module, str(root / name / "1"), signatures=module.functions)
         asked = [{"x": each} for each in inputs]
-        for signature in operations:
+        for signature in operations if inputs else ():
             answers = more_models.ask(root / name / "1", [signature], asked)
             for number, (_, given, answer) in enumerate(answers):
                 more_models.keep(root / f"asked{number}", name, signature, given, answer)

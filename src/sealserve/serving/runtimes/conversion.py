@@ -22,6 +22,7 @@ from sealserve.serving.runtimes.base import Signature
 from sealserve.serving.runtimes.checkpoint import check_variables
 from sealserve.serving.runtimes.exactness import inexact_operations
 from sealserve.serving.runtimes.examples import ExampleCut, cut_examples
+from sealserve.serving.runtimes.finite import needing_finite
 from sealserve.serving.runtimes.graphs import Graph, of_signature
 from sealserve.serving.runtimes.guards import add_guards, unguarded
 from sealserve.serving.runtimes.model_files import definition_of, find_file, read_file
@@ -192,5 +193,8 @@ def _proved(
             where=where,
             hint="compute in float32 or int32, and pass 64-bit integers on as they are",
         )
+    finite = needing_finite(graph.graph)
+    keys = (key for key, name in graph.inputs.items() if finite & graph.graph.input(name).names)
+    graph = replace(graph, finite=tuple(keys))
     add_guards(graph.graph, from_the_end=from_the_end)
     return Converted(signature, graph, cut, where)

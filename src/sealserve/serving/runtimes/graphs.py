@@ -92,12 +92,14 @@ class Graph:
         graph: OpenVINO's, not compiled yet.
         inputs: the signature's input keys -> names of the graph's ports.
         outputs: likewise.
+        finite: keys of the inputs that may hold no NaN and no Infinity.
     """
 
     signature: Signature
     graph: ov.Model
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+    finite: tuple[str, ...] = ()
 
 
 def of_signature(

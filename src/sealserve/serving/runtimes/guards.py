@@ -25,9 +25,13 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-__all__ = ["GUARD", "add_guards", "unguarded"]
+from sealserve.errors import InputError
+from sealserve.serving.runtimes.finite import losses, spoilt, unwatched
+
+__all__ = ["GUARD", "add_guards", "refusal", "unguarded"]
 
 GUARD: Final = "guard."
+_INDEX, _FINITE = "index", "finite"
 _WRITES: Final = (
     "ScatterUpdate",
     "ScatterElementsUpdate",
@@ -41,7 +45,7 @@ _INDICES: Final = 1  # the input of each of them
 
 
 def unguarded(graph: ov.Model) -> list[str]:
-    """What takes indices that depend on the inputs and cannot be guarded."""
+    """What would have to be guarded and cannot be."""
     depends = _depending(graph)
     found = set()
     for node in graph.get_ordered_ops():
@@ -54,11 +58,11 @@ def unguarded(graph: ov.Model) -> list[str]:
             shape = node.input(_INDICES).get_partial_shape()
             if shape.rank.is_dynamic or shape[len(shape) - 1].is_dynamic:
                 found.add("GatherND by indices of unknown length")
-    return sorted(found)
+    return sorted(found) + unwatched(graph)
 
 
 def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
-    """Add an output to a graph for each index to watch.
+    """Add an output to a graph for each index, and each value that must be finite, to watch.
 
     Args:
         graph: it is changed in place.
@@ -68,16 +72,34 @@ def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
         How many outputs were added; their names begin with `GUARD`.
     """
     depends = _depending(graph)
+    lost = losses(graph)
     results: list[Any] = []
+
+    def watch(wrong: Any, what: str) -> None:
+        some = ops.reduce_logical_or(wrong, _all_axes(wrong), keep_dims=False)
+        some.output(0).set_names({f"{GUARD}{what}.{len(results)}"})
+        results.append(ops.result(some))
+
     for node in graph.get_ordered_ops():
         for wrong in _guards(node, depends, from_the_end):
-            some = ops.reduce_logical_or(wrong, _all_axes(wrong), keep_dims=False)
-            some.output(0).set_names({f"{GUARD}{len(results)}"})
-            results.append(ops.result(some))
+            watch(wrong, _INDEX)
+    for value, infinity in lost:
+        watch(spoilt(value, infinity=infinity), _FINITE)
     if results:
         graph.add_results(results)
         graph.validate_nodes_and_infer_types()
     return len(results)
+
+
+def refusal(guard: str) -> InputError:
+    """What to say to inputs for which a guard is true."""
+    if guard.startswith(f"{GUARD}{_INDEX}."):
+        return InputError("request.index_range", "an index is beyond the end of what it indexes")
+    return InputError(
+        "request.not_finite",
+        "the inputs lead to a NaN or an Infinity within the graph, "
+        "which the OpenVINO runtime would not carry on as TensorFlow does",
+    )
 
 
 def _guards(node: Any, depends: set[str], from_the_end: bool) -> Iterator[Any]:

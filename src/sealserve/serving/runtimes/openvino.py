@@ -6,9 +6,7 @@ takes that where the processor has it), and the compiled graph is asked whether 
 
 Indices that depend on the inputs are held to what they index (`guards`), and empty inputs
 are not computed, for some operations answer them with what an earlier request left in memory.
-
-Known limit: where an input holds a NaN, OpenVINO's maxima, minima, ``Relu`` and comparisons
-give a number and TensorFlow's a NaN.
+Inputs must be finite where a NaN in them would be lost (`finite`).
 
 No cache directory is set: nothing of a model is written to a disk.
 """
@@ -39,7 +37,7 @@ from sealserve.serving.runtimes.conversion import (
 from sealserve.serving.runtimes.exactness import WIDE_LIMIT
 from sealserve.serving.runtimes.examples import ExampleCut, made_up_example, parse_examples
 from sealserve.serving.runtimes.graphs import Graph, reason_of
-from sealserve.serving.runtimes.guards import GUARD
+from sealserve.serving.runtimes.guards import GUARD, refusal
 from sealserve.serving.runtimes.tuning import Tuner
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
@@ -138,11 +136,13 @@ class _Compiled:
         self.tuning = tuning
         self._inputs = {key: _position(model.inputs, name) for key, name in graph.inputs.items()}
         self._outputs = {key: _position(model.outputs, name) for key, name in graph.outputs.items()}
-        self._guards = [
-            n
-            for n, port in enumerate(model.outputs)
-            if any(name.startswith(GUARD) for name in port.get_names())
-        ]
+        self._finite = graph.finite
+        self._guards = {
+            name: position
+            for position, port in enumerate(model.outputs)
+            for name in port.get_names()
+            if name.startswith(GUARD)
+        }
         self._pool: SimpleQueue[Any] = SimpleQueue()
         for _ in range(tuning.streams):
             self._pool.put(model.create_infer_request())
@@ -156,6 +156,13 @@ class _Compiled:
                     "request.empty_input",
                     f'input "{key}" is empty, which the OpenVINO runtime does not compute with',
                 )
+            if key in self._finite and not np.isfinite(inputs[key]).all():
+                raise InputError(
+                    "request.not_finite",
+                    f'input "{key}" holds a NaN or an Infinity, which the OpenVINO runtime '
+                    "would not carry on as TensorFlow does",
+                    hint="send finite numbers",
+                )
             feeds[position] = np.asarray(inputs[key], order="C")  # a scalar stays one
         request = self._pool.get()
         try:
@@ -163,10 +170,9 @@ class _Compiled:
             # The inputs are copied: where nothing of a graph is left between an input and an
             # output, the plugin goes on writing into the memory of an earlier request's input.
             request.infer(feeds, share_outputs=True)
-            if any(request.get_output_tensor(n).data for n in self._guards):
-                raise InputError(
-                    "request.index_range", "an index is beyond the end of what it indexes"
-                )
+            for guard, position in self._guards.items():
+                if request.get_output_tensor(position).data:
+                    raise refusal(guard)
             # The request goes back to the pool, so its outputs must be copied out.
             return {
                 key: np.array(request.get_output_tensor(self._outputs[key]).data) for key in outputs

@@ -1,0 +1,113 @@
+"""What OpenVINO would answer otherwise than TensorFlow is refused; all else is answered alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from sealserve.errors import InputError, SealserveError
+from sealserve.serving.catalog import ModelSpec
+from sealserve.serving.dataplane import Dataplane
+from sealserve.serving.runtimes.conversion import Converted, Reading, convert
+from sealserve.serving.runtimes.guards import GUARD
+from sealserve.serving.table import Table
+from tests.serving.conftest import Question, check_answer, questions
+from tests.serving.test_guards import load
+
+# Numbers of questions: 0 is plain, 1 holds a NaN, 2 an Infinity, 3 and 4 numbers below zero.
+_NOT_FINITE: Final = {1, 2}
+
+
+def refused(models: Path, name: str, code: str) -> dict[str, set[int]]:
+    """The questions to each signature that are refused; the others' answers are checked."""
+    place = models / "more" / "exact"
+    model = load(place / name / "1")
+    plane = Dataplane(Table.of(name, 1, model))
+    codes: dict[tuple[str, int], str] = {}
+    for directory in place.glob("asked*"):
+        for each in questions(directory):
+            if each.model != name:
+                continue
+            number = int(directory.name.removeprefix("asked"))
+            codes[each.signature, number] = code_of(plane, each)
+    assert set(codes.values()) <= {"", code}
+    return {
+        key: {number for (one, number), code in codes.items() if one == key and code}
+        for key in model.signatures
+    }
+
+
+def code_of(plane: Dataplane, asked: Question) -> str:
+    """The code with which a question is refused; empty if the answer is TensorFlow's."""
+    try:
+        if asked.outputs:
+            check_answer(plane, asked)
+        else:
+            plane.predict(ModelSpec(asked.model), asked.signature, lambda _: asked.inputs)
+            pytest.fail(f"{asked.signature} answers what TensorFlow refuses: {asked.inputs}")
+    except InputError as error:
+        return error.code
+    return ""
+
+
+def guards(version: Path) -> dict[str, list[str]]:
+    """The guards that each signature gets."""
+    found = {}
+    for each in convert(ov.Core(), version, Reading()).signatures:
+        assert isinstance(each, Converted)
+        names = (name for port in each.graph.graph.outputs for name in port.get_names())
+        found[each.key] = [name for name in names if name.startswith(GUARD)]
+    return found
+
+
+def test_a_nan_is_answered_where_it_is_kept(models: Path) -> None:
+    assert refused(models, "keeping", "request.not_finite") == {"all": set()}
+
+
+def test_trap_a_nan_in_the_inputs_is_lost(models: Path) -> None:
+    found = refused(models, "losing", "request.not_finite")
+    assert len(found) == 11
+    assert set(map(frozenset, found.values())) == {frozenset(_NOT_FINITE)}
+
+
+def test_trap_a_nan_that_arises_within_is_lost(models: Path) -> None:
+    found = refused(models, "born", "request.not_finite")
+    assert len(found) == 7
+    # Of PLAIN, only where |x| - x is zero a NaN arises by "divide".
+    wanted = {key: {*_NOT_FINITE, 3, 4} for key in found} | {"divide": {0, *_NOT_FINITE, 3}}
+    assert found == wanted
+
+
+def test_trap_a_nan_is_made_and_lost_in_a_loop(models: Path) -> None:
+    with pytest.raises(SealserveError, match="in which a NaN may arise") as caught:
+        load(models / "more" / "exact" / "trap_looped" / "1")
+    assert caught.value.code == "servable.inexact"
+
+
+def test_what_makes_no_nan_is_not_watched(models: Path) -> None:
+    found = refused(models, "harmless", "request.not_finite")
+    assert set(map(frozenset, found.values())) == {frozenset(_NOT_FINITE)}
+    watched = guards(models / "more" / "exact" / "harmless" / "1")
+    assert {key for key, each in watched.items() if each} == {"masked"}  # by an Infinity
+
+
+@pytest.mark.parametrize(
+    "name", ["small", "loop", "more/kinds/keras_cnn", "more/kinds/lstm", "more/kinds/fft"]
+)
+def test_ordinary_models_get_no_guards(models: Path, name: str) -> None:
+    found = guards(models / name / "1")
+    found.pop("words", None)
+    indices = f"{GUARD}index."
+    assert not [each for names in found.values() for each in names if not each.startswith(indices)]
+
+
+def test_a_half_that_is_no_number_is_refused_too(models: Path) -> None:
+    model = load(models / "types" / "1")
+    (given,) = (each.inputs for each in questions(models) if each.model == "types")
+    spoilt: dict[str, Any] = {**given, "f16": np.array([np.nan, 1, 2], "f2")}
+    answer = model.run("serving_default", spoilt, ["f16"])["f16"]
+    np.testing.assert_array_equal(answer, spoilt["f16"] * 2)
