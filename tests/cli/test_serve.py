@@ -39,6 +39,6 @@ def test_an_unknown_flag_is_an_error_with_advice() -> None:
 
 
 def test_nothing_to_serve_is_an_error() -> None:
-    done = run("--port=0")
+    done = run("--port=8500")
     assert done.returncode == 2
     assert "flag.missing" in done.stderr

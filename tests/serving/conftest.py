@@ -10,7 +10,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sealserve.certificates import load_key_pair
 from sealserve.logs import make_log
 from sealserve.serving import flags
 from sealserve.serving.catalog import ModelSpec
+from sealserve.serving.config import ServerConfig
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.server import Server
 from tests.background import PROCESSES
@@ -256,6 +257,10 @@ def check_answer(plane: Dataplane, asked: Question) -> None:
             np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-5)
 
 
+def on_free_ports(config: ServerConfig) -> ServerConfig:
+    return replace(config, grpc_port=0, rest_port=0)
+
+
 def start_server(models: Path, directory: Path, *more_flags: str, extra_ssl: str = "") -> Running:
     owner, attested = make_pair(OWNER_NAME), make_pair(ATTESTED_NAME)
     ssl_file, identity_file = directory / "ssl.cfg", directory / "attested.pem"
@@ -267,14 +272,12 @@ def start_server(models: Path, directory: Path, *more_flags: str, extra_ssl: str
             f"--ssl_config_file={ssl_file}",
             f"--tls_identity_file={identity_file}",
             "--bind_address=127.0.0.1",
-            "--port=0",
-            "--rest_api_port=0",
             "--max_request_bytes=4000000",
             *more_flags,
         ]
     )
     log = io.StringIO()
-    server = Server(config, make_log(log))
+    server = Server(on_free_ports(config), make_log(log))
     server.start()
     return Running(server, log, owner, attested, ssl_file, identity_file)
 

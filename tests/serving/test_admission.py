@@ -22,6 +22,7 @@ from sealserve.serving.admission import Admission
 from sealserve.serving.catalog import Catalog, ModelSpec
 from sealserve.serving.config import All, LifeConfig, ModelConfig
 from sealserve.serving.server import Server
+from tests.serving.conftest import on_free_ports
 from tests.serving.fakes import FakeRuntime, make_versions
 
 
@@ -145,10 +146,11 @@ def test_the_flag_reaches_the_load(tmp_path: Path, signers: Path, signing: Signi
     sign_model(tmp_path / "models" / "m" / "1", signing)
     output = io.StringIO()
     common = [
-        "--model_name=m", f"--model_base_path={tmp_path / 'models' / 'm'}", "--port=0",
+        "--model_name=m", f"--model_base_path={tmp_path / 'models' / 'm'}",
         "--insecure", "--bind_address=127.0.0.1", "--file_system_poll_wait_seconds=0",
     ]  # fmt: skip
-    server = Server(flags.parse([*common, f"--model_provenance={signers}"]), make_log(output))
+    config = on_free_ports(flags.parse([*common, f"--model_provenance={signers}"]))
+    server = Server(config, make_log(output))
     server.start()
     try:
         (failed,) = [each for each in map(json.loads, output.getvalue().splitlines())
@@ -158,7 +160,7 @@ def test_the_flag_reaches_the_load(tmp_path: Path, signers: Path, signing: Signi
     finally:
         server.stop(0)
     output.truncate(0)
-    server = Server(flags.parse([*common, f"--model_provenance={signers}"]), make_log(output))
+    server = Server(config, make_log(output))
     server.start()
     server.stop(0)
     assert '"model_signed"' in output.getvalue()

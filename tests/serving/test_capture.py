@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from sealserve.wire.serving import api_pb2, v2_pb2
 from sealserve.wire.tensors import to_proto
 from tests.conftest import missing
 from tests.serving.conftest import OWNER_NAME, https_connection, make_pair, ssl_config
-from tests.serving.processes import process
+from tests.serving.processes import command, process
 
 _ETH_P_IP = 0x0800
 _OUTGOING = 4  # the loopback interface shows each packet twice, as sent and as received
@@ -178,6 +179,29 @@ def test_a_listener_on_the_network_sees_tls_alone(flags: tuple[Path, list[str]])
     said = log.read_bytes()
     assert said.count(b'"event": "request"') == 4
     assert [what for what in ("raw", "text", "flat") if PLANTED[what] in said] == []
+
+
+def test_a_server_on_its_unix_socket_alone_opens_no_port(
+    flags: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """As in the original, port 0 is no port; it used to be a free one, on every address."""
+    _, given = flags
+    owner = make_pair(OWNER_NAME)
+    (tmp_path / "ssl.cfg").write_text(ssl_config(owner))
+    own = (f"--ssl_config_file={tmp_path / 'ssl.cfg'}", f"--grpc_socket_path={tmp_path / 'sock'}")
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(command(*given, *own), stderr=stderr) as child,
+    ):
+        try:
+            end = time.monotonic() + 60
+            while b'"event": "serving"' not in log.read_bytes() and time.monotonic() < end:
+                time.sleep(0.05)
+            assert (tmp_path / "sock").is_socket()
+            assert listening(child.pid) == set()
+        finally:
+            child.kill()
 
 
 def test_the_same_listener_sees_all_where_there_is_no_tls(flags: tuple[Path, list[str]]) -> None:

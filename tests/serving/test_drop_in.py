@@ -16,7 +16,13 @@ from sealserve.errors import InputError, Refused
 from sealserve.serving import flags
 from sealserve.serving.server import Server
 from sealserve.serving.surroundings import image_line, with_variables
-from tests.serving.conftest import OWNER_NAME, https_connection, make_pair, ssl_config
+from tests.serving.conftest import (
+    OWNER_NAME,
+    https_connection,
+    make_pair,
+    on_free_ports,
+    ssl_config,
+)
 
 MODEL = "resnet50-v15-fp32"  # the original's client asks for it by this name
 
@@ -69,8 +75,6 @@ def original_line(models: Path, config: Path) -> list[str]:
     return [
         f"--model_name={MODEL}",
         f"--model_base_path={models / 'affine'}",
-        "--port=0",
-        "--rest_api_port=0",
         "--enable_model_warmup=true",
         "--flush_filesystem_caches=false",
         "--enable_batching=false",
@@ -98,7 +102,7 @@ def originals(models: Path, tmp_path: Path) -> Iterator[tuple[Server, Server]]:
         else:
             self_signed(place, "server")
         config = original_config(place, mutual=kind == "two-way")
-        servers.append(Server(flags.parse(original_line(models, config))))
+        servers.append(Server(on_free_ports(flags.parse(original_line(models, config)))))
         servers[-1].start()
     yield servers[0], servers[1]
     for server in servers:

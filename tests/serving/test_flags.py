@@ -47,7 +47,39 @@ def test_a_repeated_flag_counts_last_but_identities_add_up() -> None:
 
 def test_rest_is_off_unless_asked_for() -> None:
     assert flags.parse([BASE]).rest_port is None
-    assert flags.parse([BASE, "--rest_api_port=0"]).rest_port == 0
+    assert flags.parse([BASE, "--ready_fd=9"]).rest_port is None
+
+
+def test_port_0_is_no_port_as_in_the_original() -> None:
+    """It used to be a free port: a line that switched REST off opened one to the world."""
+    config = flags.parse([BASE, "--port=0", "--grpc_socket_path=s", "--rest_api_port=0"])
+    assert (config.grpc_port, config.rest_port) == (None, None)
+    assert code_of(BASE, "--port=0") == "flag.missing"
+    told = flags.parse([BASE, "--port=0", "--rest_api_port=0", "--ready_fd=9"])
+    assert (told.grpc_port, told.rest_port) == (0, 0)
+
+
+def test_numbers_that_the_original_takes_for_none_or_never() -> None:
+    config = flags.parse(
+        [
+            BASE,
+            "--load_retry_interval_micros=-1",
+            "--model_config_file_poll_wait_seconds=-1",
+            "--file_system_poll_wait_seconds=-1",
+            "--rest_api_timeout_in_ms=0",
+        ]
+    )
+    life = config.life
+    assert (life.retry_seconds, life.config_poll_seconds, life.file_poll_seconds) == (0, 0, 0)
+    assert config.rest_timeout == 86_400
+
+
+def test_one_of_the_parts_of_parallelism_makes_the_whole_forgotten() -> None:
+    session, intra = "--tensorflow_session_parallelism=2", "--tensorflow_intra_op_parallelism=3"
+    runtime = flags.parse([BASE, session]).runtime
+    assert (runtime.threads, runtime.streams) == (2, 2)
+    runtime = flags.parse([BASE, session, intra]).runtime
+    assert (runtime.threads, runtime.streams) == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -98,16 +130,16 @@ def test_contradictions() -> None:
     assert code_of() == "flag.missing"
     assert code_of(BASE, "--insecure", "--ssl_config_file=x") == "flag.conflict"
     assert code_of(BASE, "--batching_parameters_file=x") == "flag.conflict"
-    assert (
-        code_of(BASE, "--tensorflow_session_parallelism=2", "--tensorflow_intra_op_parallelism=1")
-        == "flag.conflict"
-    )
+    parts = ("session", "intra_op", "inter_op")
+    all_three = (f"--tensorflow_{each}_parallelism=2" for each in parts)
+    assert code_of(BASE, *all_three) == "flag.conflict"
 
 
 def test_a_flag_without_effect_is_told_only_when_it_was_changed() -> None:
-    assert flags.parse([BASE, "--enable_profiler", "--skip_initialize_tpu=false"]).ignored == ()
-    ignored = flags.parse([BASE, "--skip_initialize_tpu"]).ignored
-    assert [flag for flag, _ in ignored] == ["--skip_initialize_tpu"]
+    off = ("--enable_profiler=false", "--skip_initialize_tpu=false")
+    assert flags.parse([BASE, *off]).ignored == ()
+    ignored = flags.parse([BASE, "--skip_initialize_tpu", "--enable_profiler"]).ignored
+    assert [flag for flag, _ in ignored] == ["--enable_profiler", "--skip_initialize_tpu"]
 
 
 def test_every_flag_of_tensorflow_serving_is_known() -> None:

@@ -91,7 +91,7 @@ def test_insecure_serves_plaintext_and_says_so(models: Path, tmp_path: Path) -> 
 
 
 def test_without_tls_the_server_does_not_start(models: Path) -> None:
-    status, text = refused(f"--model_base_path={models / 'affine'}", "--port=0")
+    status, text = refused(f"--model_base_path={models / 'affine'}")
     assert status == 3
     assert "tls.no_identity" in text
     assert "--insecure" in text
@@ -119,6 +119,7 @@ def test_a_taken_port_is_told(models: Path, flag: str) -> None:
             f"--model_base_path={models / 'affine'}",
             "--insecure",
             "--bind_address=127.0.0.1",
+            "--ready_fd=2",  # for a free port in the place of the other
             *(f"{name}={port}" for name, port in flags.items()),
         )
     assert status == 4

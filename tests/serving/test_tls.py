@@ -27,6 +27,7 @@ from tests.serving.conftest import (
     Running,
     certificate_shown,
     make_pair,
+    on_free_ports,
     ssl_config,
     start_server,
 )
@@ -271,12 +272,10 @@ def start_server_with(running: Running, models: Path, extra: str) -> Running:
             "--model_name=affine",
             f"--ssl_config_file={running.ssl_file}",
             "--bind_address=127.0.0.1",
-            "--port=0",
-            "--rest_api_port=0",
         ]
     )
     log = io.StringIO()
-    server = Server(config, make_log(log))
+    server = Server(on_free_ports(config), make_log(log))
     server.start()
     return Running(
         server, log, running.owner, running.attested, running.ssl_file, running.identity_file

@@ -153,7 +153,7 @@ class ServerConfig:
         models: the models to serve.
         tls: identities, or the explicit wish for none.
         bind_address: the address both ports listen on.
-        grpc_port: 0 picks a free one.
+        grpc_port: None for none; 0 picks a free one.
         grpc_socket: a UNIX socket on which gRPC is served as well.
         rest_port: None for no REST; 0 picks a free one.
         grpc_threads: requests that gRPC works on at a time.
@@ -185,7 +185,7 @@ class ServerConfig:
     models: tuple[ModelConfig, ...]
     tls: TlsConfig = field(default_factory=TlsConfig)
     bind_address: str = "0.0.0.0"  # noqa: S104 - TensorFlow Serving's; a guest is there to serve
-    grpc_port: int = 8500
+    grpc_port: int | None = 8500
     grpc_socket: Path | None = None
     rest_port: int | None = None
     grpc_threads: int = 8

@@ -69,7 +69,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("num_load_threads", 0, "models loaded side by side; 0: one after the other"),
     Flag("max_num_load_retries", 5, "how often a load that failed is tried again"),
-    Flag("load_retry_interval_micros", 60_000_000, "the pause before that"),
+    Flag("load_retry_interval_micros", 60_000_000, "the pause before that; negative: none"),
     Flag(
         "allow_version_labels_for_unavailable_models",
         False,
@@ -106,8 +106,8 @@ FLAGS: tuple[Flag, ...] = (
         "is not batched. Threads and their name are still the server's",
     ),
     # Where.
-    Flag("port", 8500, "gRPC port; 0 picks a free one"),
-    Flag("rest_api_port", 0, "REST port; no REST unless given; an explicit 0 picks a free one"),
+    Flag("port", 8500, "gRPC port; 0: none, the UNIX socket alone (with --ready_fd a free one)"),
+    Flag("rest_api_port", 0, "REST port; 0: none (given with --ready_fd: a free one)"),
     Flag("grpc_socket_path", "", "UNIX socket that serves gRPC too, with the same TLS"),
     Flag("bind_address", "0.0.0.0", "address of both ports", own=True),  # noqa: S104
     # Under which identity.
@@ -135,7 +135,7 @@ FLAGS: tuple[Flag, ...] = (
         "batching enough to fill two batches, at most 128",
     ),
     Flag("rest_api_num_threads", 0, "likewise for REST"),
-    Flag("rest_api_timeout_in_ms", 30000, "how long a REST request may take"),
+    Flag("rest_api_timeout_in_ms", 30000, "how long a REST request may take; 0: a day"),
     Flag("max_request_bytes", 256 * 2**20, "largest request that is read", own=True),
     Flag("drain_seconds", 25, "how long SIGTERM waits for requests under way", own=True),
     Flag("tensorflow_intra_op_parallelism", 0, "threads of a model; 0: all cores"),
@@ -144,7 +144,7 @@ FLAGS: tuple[Flag, ...] = (
         0,
         "inferences of a model side by side; 0: chosen for each model, with the reason in the log",
     ),
-    Flag("tensorflow_session_parallelism", 0, "sets both of the above"),
+    Flag("tensorflow_session_parallelism", 0, "sets both of the above, if neither is given"),
     Flag("grpc_channel_arguments", "", "gRPC channel arguments, key=value, comma-separated"),
     Flag(
         "mixed_precision",
@@ -199,7 +199,7 @@ FLAGS: tuple[Flag, ...] = (
     _no_effect("num_tflite_interpreters_per_pool", 1, _NO_POOLS),
     _no_effect("xla_cpu_compilation_enabled", False, _NO_TENSORFLOW),
     _no_effect("xla_gpu_compilation_enabled", False, _NO_TENSORFLOW),
-    _no_effect("enable_profiler", True, "there is no profiler: it would show what runs inside"),
+    _no_effect("enable_profiler", False, "there is no profiler: it would show what runs inside"),
     _no_effect("thread_pool_factory_config_file", "", _NO_TENSORFLOW),
     _no_effect("skip_initialize_tpu", False, "models run on the CPU"),
     Flag("use_alts_credentials", False, "ALTS is not offered; use TLS", Effect.REFUSED),

@@ -6,6 +6,8 @@ Rules this module keeps:
   sets a switch; where a flag is repeated the last one counts (wrappers append
   the user's flags to their own).
 * An unknown flag is an error, and so is one that contradicts another.
+* Port 0 is no port, as in the original. Only where someone is told which one it became
+  (``--ready_fd``) is it a free one.
 """
 
 from __future__ import annotations
@@ -43,6 +45,10 @@ _SMALL_NUMBER = re.compile("-?[0-9]{1,9}")
 
 _MOST_WAITING = 128
 
+_DAY_MS = 86_400_000
+
+_PARALLELISM = ("session", "intra_op", "inter_op")
+
 
 def parse(argv: Sequence[str]) -> ServerConfig:
     """Read a command line, and the model config file that it names.
@@ -67,12 +73,12 @@ def parse(argv: Sequence[str]) -> ServerConfig:
             insecure=given.switch("insecure"),
         ),
         bind_address=given.text("bind_address"),
-        grpc_port=given.number("port", 0, 65535),
+        grpc_port=_grpc_port(given),
         grpc_socket=given.path("grpc_socket_path"),
-        rest_port=given.number("rest_api_port", 0, 65535) if given.has("rest_api_port") else None,
+        rest_port=_port(given, "rest_api_port") if given.has("rest_api_port") else None,
         grpc_threads=given.number("grpc_max_threads", 0, 1024) or threads,
         rest_threads=given.number("rest_api_num_threads", 0, 1024) or threads,
-        rest_timeout=given.number("rest_api_timeout_in_ms", 1, 86_400_000) / 1000,
+        rest_timeout=_rest_timeout(given),
         grpc_options=_channel_arguments(given.text("grpc_channel_arguments")),
         max_request_bytes=given.number("max_request_bytes", 1024, 2**31 - 1),
         access_file=given.path("access_file"),
@@ -168,12 +174,36 @@ def _convert(flag: Flag, text: str | None) -> Value:
     return text
 
 
+def _port(given: _Given, name: str) -> int | None:
+    number = given.number(name, 0, 65535)
+    return number if number or given.has("ready_fd") else None
+
+
+def _grpc_port(given: _Given) -> int | None:
+    port = _port(given, "port")
+    if port is None and not given.text("grpc_socket_path"):
+        raise InputError(
+            "flag.missing",
+            "--port=0 is no port, and there is no UNIX socket either",
+            where="--port",
+            hint="give a port, or --grpc_socket_path=PATH",
+        )
+    return port
+
+
+def _rest_timeout(given: _Given) -> float:
+    """Seconds; the original knows no limit below 1, and a day is none for a request."""
+    number = given.number("rest_api_timeout_in_ms", -(2**31), _DAY_MS)
+    return (number if number > 0 else _DAY_MS) / 1000
+
+
 def _check_together(given: _Given) -> None:
-    parts = ("tensorflow_intra_op_parallelism", "tensorflow_inter_op_parallelism")
-    if given.number("tensorflow_session_parallelism") and any(map(given.number, parts)):
+    parallelism = [given.number(f"tensorflow_{each}_parallelism") for each in _PARALLELISM]
+    if all(parallelism):
         raise InputError(
             "flag.conflict",
-            "--tensorflow_session_parallelism sets both of the others: give it alone",
+            "either --tensorflow_session_parallelism, or --tensorflow_intra_op_parallelism and "
+            "--tensorflow_inter_op_parallelism: not all three",
             where="--tensorflow_session_parallelism",
         )
     identities = given.text("ssl_config_file") or given.text("tls_identity_file")
@@ -245,7 +275,9 @@ def _threads(batching: BatchingConfig | None) -> int:
 
 
 def _runtime(given: _Given, batching: BatchingConfig | None) -> RuntimeConfig:
-    session = given.number("tensorflow_session_parallelism", 0, 1024)
+    session, intra, inter = (
+        given.number(f"tensorflow_{each}_parallelism", 0, 1024) for each in _PARALLELISM
+    )
     mixed = given.text("mixed_precision")
     if mixed not in ("", "bfloat16"):
         raise InputError(
@@ -253,8 +285,9 @@ def _runtime(given: _Given, batching: BatchingConfig | None) -> RuntimeConfig:
         )
     return RuntimeConfig(
         tags=tuple(filter(None, given.text("saved_model_tags").split(","))),
-        threads=given.number("tensorflow_intra_op_parallelism", 0, 1024) or session,
-        streams=given.number("tensorflow_inter_op_parallelism", 0, 1024) or session,
+        # One of the parts makes the original forget the whole.
+        threads=intra if intra or inter else session,
+        streams=inter if intra or inter else session,
         throughput=batching is not None,
         precision="bf16" if mixed else "f32",
         prefer_lite=given.switch("prefer_tflite_model"),
@@ -268,10 +301,10 @@ def _life(given: _Given, models: tuple[ModelConfig, ...]) -> LifeConfig:
         # TensorFlow Serving takes a negative number for "never".
         file_poll_seconds=max(0, given.number("file_system_poll_wait_seconds", -(2**31))),
         config_file=given.path("model_config_file"),
-        config_poll_seconds=given.number("model_config_file_poll_wait_seconds"),
+        config_poll_seconds=max(0, given.number("model_config_file_poll_wait_seconds", -(2**31))),
         load_threads=given.number("num_load_threads", 0, 256) or 1,
         load_retries=given.number("max_num_load_retries"),
-        retry_seconds=given.number("load_retry_interval_micros", 0, 2**53) / 1e6,
+        retry_seconds=max(0, given.number("load_retry_interval_micros", -(2**53), 2**53)) / 1e6,
         early_labels=given.switch("allow_version_labels_for_unavailable_models"),
         roots=tuple(roots or sorted({model.base_path.resolve().parent for model in models})),
     )

@@ -30,7 +30,7 @@ class GrpcFront:
     """The gRPC server.
 
     Attributes:
-        port: the TCP port it listens on.
+        port: the TCP port it listens on; None for a UNIX socket alone.
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class GrpcFront:
             names = (*SERVICES, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server, private_pool.Default())
         host = f"[{config.bind_address}]" if ":" in config.bind_address else config.bind_address
-        self.port = self._bind(f"{host}:{config.grpc_port}", tls)
+        self.port: int | None = None
+        if config.grpc_port is not None:
+            self.port = self._bind(f"{host}:{config.grpc_port}", tls)
         if config.grpc_socket is not None:
             self._bind(f"unix:{config.grpc_socket}", tls)
 

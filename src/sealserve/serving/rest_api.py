@@ -24,7 +24,7 @@ from sealserve.serving.rest_json import dump, parse_request, response_body
 from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE
 from sealserve.wire.serving import api_pb2
 
-__all__ = ["RestApi"]
+__all__ = ["RestApi", "no_such_path"]
 
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _ASK = re.compile(_MODEL + ":(?P<method>predict|classify|regress)", re.IGNORECASE)
@@ -56,7 +56,7 @@ class RestApi:
             path: as it was sent, still URL-encoded.
 
         Raises:
-            InputError: ``request.path_unknown`` or ``request.version_invalid``.
+            InputError: as `no_such_path`, or ``request.version_invalid``.
         """
         if method == "POST" and (match := _ASK.fullmatch(path)):
             api, ask = self._methods[match["method"].lower()]
@@ -70,7 +70,7 @@ class RestApi:
             return "GetModelStatus", lambda _, call: self._status(spec, call)
         if method == "GET" and _MODELS.fullmatch(path):
             raise InputError("request.model_name_missing", "Missing model name in request.")
-        raise InputError("request.path_unknown", f"Malformed request: {method} {path}")
+        raise no_such_path(method, path)
 
     def _predict(self, spec: ModelSpec, body: bytes, call: Call) -> bytes:
         call.model = spec.name
@@ -121,6 +121,17 @@ class RestApi:
                 ]
             }
         )
+
+
+def no_such_path(method: str, path: str) -> InputError:
+    """Nothing answers this; only below ``/v1/`` does the original call it malformed.
+
+    Returns:
+        ``request.path_unknown`` or ``request.path_not_served``.
+    """
+    if path[:4].lower() == "/v1/":
+        return InputError("request.path_unknown", f"Malformed request: {method} {path}")
+    return InputError("request.path_not_served", f"Not Found: {method} {path}")
 
 
 def _to_dict(message: api_pb2.SignatureDefMap) -> dict[str, Any]:

@@ -33,6 +33,8 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     encoding = request.headers.get("content-encoding", "identity").lower().strip()
     if encoding != "identity" and encoding not in _WINDOWS:
         raise InputError("request.encoding", f"bodies of encoding {encoding!r} are not read")
+    if int(request.headers.get("content-length", "0")) > limit:  # digits, or it is no request
+        raise _too_large(limit)
     try:
         async with asyncio.timeout(seconds):
             body = bytearray()

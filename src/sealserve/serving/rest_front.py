@@ -32,7 +32,7 @@ from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.deadline import Deadline, under
 from sealserve.serving.health import Health
 from sealserve.serving.metrics import CONTENT_TYPE
-from sealserve.serving.rest_api import RestApi
+from sealserve.serving.rest_api import RestApi, no_such_path
 from sealserve.serving.rest_body import read_body
 from sealserve.serving.rest_json import dump
 from sealserve.serving.rest_server import HttpServer
@@ -226,4 +226,5 @@ def _json(body: bytes, status: int = 200) -> Response:
 async def _malformed(request: Request, error: Exception) -> Response:
     """Methods that no path has; Starlette refuses them before they come to us."""
     del error
-    return _json(dump({"error": f"Malformed request: {request.method} {request.url.path}"}), 400)
+    refusal = no_such_path(request.method, request.url.path)
+    return _json(dump({"error": refusal.message}), HTTP_STATUS[status_of(refusal)])

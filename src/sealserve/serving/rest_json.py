@@ -211,7 +211,8 @@ def _named(inputs: Any, signature: Signature) -> dict[str, Any]:
     for name in sorted(signature.inputs):
         if name not in inputs:
             raise _values(f"Missing named input: {name} in 'inputs' object.")
-    return {str(name): value for name, value in inputs.items()}
+    # What the signature does not know is passed over, as the original does in this form.
+    return {name: inputs[name] for name in signature.inputs}
 
 
 def _is_object(value: Any) -> bool:

@@ -171,7 +171,8 @@ class Server:
             InferenceService(dataplane, health).handler(methods),
         ]
         self._grpc = GrpcFront(handlers, config, tls, health)
-        self.ports["grpc"] = self._grpc.port
+        if self._grpc.port is not None:
+            self.ports["grpc"] = self._grpc.port
         if config.rest_port is not None:
             self._rest = RestFront(
                 dataplane, config, tls, log, gate=gate, calls=calls, health=health

@@ -64,6 +64,7 @@ HTTP_STATUS: dict[Status, int] = {
 _EXCEPTIONS: dict[str, Status] = {
     "request.servable_not_found": Status.NOT_FOUND,
     "request.versions_not_found": Status.NOT_FOUND,
+    "request.path_not_served": Status.NOT_FOUND,
     "request.signature_not_found": Status.FAILED_PRECONDITION,
     "request.signature_unservable": Status.FAILED_PRECONDITION,
     "request.method_unsupported": Status.UNIMPLEMENTED,
