@@ -214,6 +214,11 @@ def test_a_changed_config_file_is_taken_and_a_broken_one_is_not(tmp_path: Path) 
     assert world.catalog.available() == [("m", 1)]
     file.write_text(f"model_config_list {{ {m} {new} }}")
     wait_for(lambda: world.catalog.available() == [("m", 1), ("new", 1)])
+    file.write_text("")  # as it looks to a reader while it is written
+    wait_for(lambda: "there is no model_config_list" in world.output.getvalue())
+    assert world.catalog.available() == [("m", 1), ("new", 1)]
+    file.write_text("model_config_list { }")
+    wait_for(lambda: not world.catalog.available())
     watcher.stop()
     world.catalog.close()
 

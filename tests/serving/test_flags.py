@@ -197,6 +197,10 @@ def test_model_config_file(tmp_path: Path) -> None:
 
 
 X = "name: 'x' base_path: 'x'"
+LOGGING = """logging_config {
+    log_collector_config { type: 'file' filename_prefix: '/x' }
+    sampling_config { sampling_rate: 0.1 }
+}"""
 
 
 @pytest.mark.parametrize(
@@ -204,7 +208,9 @@ X = "name: 'x' base_path: 'x'"
     [
         ("nonsense", "Error parsing text-format tensorflow.serving.ModelServerConfig"),
         ("config { nam: 'x' }", "Error parsing text-format"),
-        ("", "names no model"),
+        (f"config {{ {X} model_type: OTHER }}", "model_type OTHER"),
+        (f"config {{ {X} logging_config {{}} }}", "never logged"),
+        (f"config {{ {X} {LOGGING} }}", "never logged"),
         ("config { name: 'x' }", "no base_path"),
         (f"config {{ {X} model_platform: 'pytorch' }}", "pytorch"),
         (f"config {{ {X} }} config {{ {X} }}", "multiple times"),
@@ -215,6 +221,22 @@ def test_bad_model_config_file(tmp_path: Path, entries: str, words: str) -> None
     with pytest.raises(InputError, match=words) as caught:
         read_model_config(write(tmp_path, f"model_config_list {{ {entries} }}"))
     assert caught.value.code == "serve_config.model_list"
+
+
+def test_a_config_file_may_have_no_models_yet_but_must_say_so(tmp_path: Path) -> None:
+    """The original starts with none and gets them later, by a changed file or a reload."""
+    file = write(tmp_path, "model_config_list { }")
+    config = flags.parse([f"--model_config_file={file}"])
+    assert config.models == ()
+    assert config.life.roots == ()
+    with pytest.raises(InputError, match="no model_config_list") as caught:
+        read_model_config(write(tmp_path, ""))
+    assert caught.value.code == "serve_config.model_list"
+
+
+def test_old_config_files_with_a_model_type_are_read(tmp_path: Path) -> None:
+    file = write(tmp_path, f"model_config_list {{ config {{ {X} model_type: TENSORFLOW }} }}")
+    assert read_model_config(file) == (ModelConfig("x", tmp_path / "x"),)
 
 
 def test_unreadable_model_config_file(tmp_path: Path) -> None:

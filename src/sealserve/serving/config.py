@@ -215,7 +215,7 @@ class ServerConfig:
 
 
 def read_model_config(path: Path) -> tuple[ModelConfig, ...]:
-    """Read a ``model_config_list``.
+    """Read a ``model_config_list``; an empty one is a server that waits for its models.
 
     Args:
         path: the text proto file; its directory is where relative base paths start.
@@ -235,10 +235,13 @@ def read_model_config(path: Path) -> tuple[ModelConfig, ...]:
             where=str(path),
             hint='an entry looks like model_config_list { config { name: "m" base_path: "m" } }',
         ) from None
-    models = model_configs(parsed, path.resolve().parent, str(path))
-    if not models:
-        raise _bad_entry("the model_config_list names no model", str(path))
-    return models
+    if not parsed.HasField("model_config_list"):
+        # As a file looks that is being written; the original does nothing then, either.
+        raise _bad_entry(
+            "there is no model_config_list; to serve nothing for now, write model_config_list { }",
+            str(path),
+        )
+    return model_configs(parsed, path.resolve().parent, str(path))
 
 
 def read_metrics_path(file: Path | None) -> str | None:
@@ -298,6 +301,12 @@ def _model_config(entry: config_pb2.ModelConfig, start: Path, where: str) -> Mod
         raise _bad_entry("an entry has no name or no base_path", where)
     if "\0" in entry.base_path:
         raise _bad_entry(f"the base_path of model {entry.name} is no path", where)
+    if entry.HasField("logging_config"):
+        raise _bad_entry(
+            f"model {entry.name} has a logging_config; what is in requests is never logged", where
+        )
+    if entry.model_type == config_pb2.OTHER:
+        raise _bad_entry(f"model {entry.name} has model_type OTHER", where)
     if entry.model_platform not in ("", "tensorflow"):
         raise _bad_entry(
             f"model {entry.name} has model_platform {entry.model_platform!r}; "
