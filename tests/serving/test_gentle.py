@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,3 +68,43 @@ def test_nothing_is_lowered_that_could_not_be_raised(
     assert seen == [False]
     status.write_text("CapEff:\t000001ffffffffff\n")
     assert gentle._may_be_raised_to(priority_of(os.getpid()))
+
+
+MAKES_THREADS = """
+import threading, time
+def make(left):
+    time.sleep(0.001)
+    if left:
+        threading.Thread(target=make, args=(left - 1,)).start()
+    time.sleep(60)
+print("ready", flush=True)
+make(200)
+"""
+
+
+def test_threads_that_are_being_made_are_raised_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker says that it is ready, and makes the threads that serve while it is raised."""
+    normal = priority_of(os.getpid())
+    if not gentle._may_be_raised_to(normal):
+        pytest.skip("this process may not raise priorities")
+    set_at_once = gentle._set
+
+    def set_slowly(thread: int, priority: int) -> None:
+        time.sleep(0.001)
+        set_at_once(thread, priority)
+
+    with subprocess.Popen([sys.executable, "-c", MAKES_THREADS], stdout=subprocess.PIPE) as process:
+        try:
+            tasks = Path(f"/proc/{process.pid}/task")
+            gentle.give_way(process.pid)
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            while len(list(tasks.iterdir())) < 20:
+                time.sleep(0.001)
+            monkeypatch.setattr(gentle, "_set", set_slowly)
+            gentle.raise_again(process.pid)
+            while len(list(tasks.iterdir())) < 201:
+                time.sleep(0.01)
+            assert {priority_of(int(each.name)) for each in tasks.iterdir()} == {normal}
+        finally:
+            process.kill()

@@ -3,7 +3,8 @@
 Rules this module keeps:
 
 * Linux gives each thread a priority, and a new thread that of its maker: a runtime's threads,
-  made while its model loads, would serve at the low one for good. They are raised afterwards.
+  made while its model loads, would serve at the low one for good. They are raised afterwards,
+  again and again until none is low: one that still is may be making another.
 * Where the system would not allow that (it takes CAP_SYS_NICE), nothing is lowered.
 """
 
@@ -13,7 +14,7 @@ import contextlib
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +38,7 @@ def gentle() -> Iterator[None]:
     try:
         yield
     finally:
-        for thread in set(_threads(process)) - before:
-            _set(thread, normal)
+        _raise(process, normal, but=before)
 
 
 def is_gentle() -> bool:
@@ -53,12 +53,28 @@ def give_way(process: int) -> None:
 
 def raise_again(process: int) -> None:
     """Raise every thread of a process that was lowered."""
-    for thread in _threads(process):
-        _set(thread, _normal())
+    _raise(process, _normal())
 
 
 def _normal() -> int:
     return os.getpriority(os.PRIO_PROCESS, os.getpid())  # that is, of the main thread
+
+
+def _raise(process: int, normal: int, but: Collection[int] = ()) -> None:
+    while low := [
+        thread
+        for thread in _threads(process)
+        if thread not in but and _priority(thread, normal) > normal
+    ]:
+        for thread in reversed(low):  # the youngest, which is the likeliest to make one, first
+            _set(thread, normal)
+
+
+def _priority(thread: int, otherwise: int) -> int:
+    try:
+        return os.getpriority(os.PRIO_PROCESS, thread)
+    except ProcessLookupError:  # it has ended
+        return otherwise
 
 
 def _set(thread: int, priority: int) -> None:
