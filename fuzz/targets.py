@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fuzz import (
     administration,
     keys,
+    onnx_reader,
     provenance,
     serving_codecs,
     serving_files,
@@ -403,4 +404,5 @@ TARGETS: dict[str, Target] = {
     **serving_codecs.TARGETS,
     **serving_requests.TARGETS,
     **serving_files.TARGETS,
+    "onnx-file": onnx_reader.TARGET,
 }

@@ -21,6 +21,8 @@ from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.runtimes.base import Model
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.runtimes.tflite import _Table, is_elementwise, read_signatures
+from sealserve.wire.tensorflow import graph_pb2
+from sealserve.wire.tensorflow import tensor_pb2 as pb
 from tests.onnx_files import GIVEN, WANTED, WEIGHTS, onnx_bytes
 from tests.serving.conftest import arrays_of
 from tests.soak import times
@@ -153,8 +155,26 @@ def test_tensorflow_lite_that_states_more_is_not_elementwise(models: Path, opera
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.xml"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", bytes(4096)])
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_no_model_is_refused(
+    tmp_path: Path, name: str, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """OpenVINO's reader of TensorFlow's graphs had a look at it too, and printed it."""
     (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    assert caught.value.code == "servable.file_malformed"
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.xml"])
+def test_a_file_is_read_as_what_its_name_says(tmp_path: Path, name: str) -> None:
+    """A frozen graph was served, without any of the proofs that are made of TensorFlow's."""
+    graph = graph_pb2.GraphDef()
+    x = graph.node.add(name="x", op="Placeholder")
+    x.attr["dtype"].type = pb.DT_FLOAT
+    x.attr["shape"].shape.dim.add(size=2)
+    graph.node.add(name="y", op="Relu", input=["x"]).attr["T"].type = pb.DT_FLOAT
+    (tmp_path / name).write_bytes(graph.SerializeToString())
     with pytest.raises(InputError) as caught:
         load(tmp_path)
     assert caught.value.code == "servable.file_malformed"

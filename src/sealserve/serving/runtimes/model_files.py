@@ -12,7 +12,8 @@ A version directory is served by the first of these that it has:
 Such a file has one signature, ``serving_default``, whose keys are its own tensor
 names; a TensorFlow Lite file may state a signature with keys of its own. It is the
 file itself that says what is computed, so there is nothing to cut and nothing to
-prove but that it keeps no state and is computed exactly.
+prove but that it keeps no state and is computed exactly. It is read as what its name says:
+OpenVINO by itself tries every reader it has, and one of them prints what it does not like.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import openvino as ov
-from openvino.frontend import NotImplementedFailure, OpConversionFailure
+from openvino.frontend import FrontEndManager, NotImplementedFailure, OpConversionFailure
 
 from sealserve.errors import InputError, Unavailable
 from sealserve.files import read_limited
@@ -49,7 +50,7 @@ _LITE: Final = "model.tflite"
 # OpenVINO's names of what a TensorFlow Lite file may compute with at any rank: TensorFlow
 # Serving resizes its inputs to what it is given (docs/adr/0028).
 _ELEMENTWISE: Final = frozenset(("Add", "Maximum", "Minimum", "Multiply", "Relu", "Subtract"))
-_FILES: Final = (_LITE, "model.onnx", "model.xml")
+_FORMATS: Final = {_LITE: "tflite", "model.onnx": "onnx", "model.xml": "ir"}
 _DATA_TYPES: Final = {str(element): number for number, element in ELEMENT_TYPES.items()}
 
 
@@ -59,7 +60,7 @@ def find_file(path: Path, *, prefer_lite: bool = False) -> Path | None:
         return path / _LITE
     if (path / FILE_NAME).exists():
         return None
-    return next((path / name for name in _FILES if (path / name).is_file()), None)
+    return next((path / name for name in _FORMATS if (path / name).is_file()), None)
 
 
 def read_file(core: ov.Core, file: Path, *, ranks: Mapping[str, int] | None = None) -> Graph:
@@ -74,6 +75,12 @@ def read_file(core: ov.Core, file: Path, *, ranks: Mapping[str, int] | None = No
         InputError: ``servable.file_malformed``, ``servable.names_collide``.
         Unavailable: ``servable.runtime_cannot``, ``servable.stateful``.
     """
+    if not FrontEndManager().load_by_framework(_FORMATS[file.name]).supported(str(file)):
+        raise InputError(
+            "servable.file_malformed",
+            f"the file is not of the format {_FORMATS[file.name]}",
+            where=str(file),
+        )
     try:
         graph = core.read_model(file)
     except (OpConversionFailure, NotImplementedFailure) as error:
