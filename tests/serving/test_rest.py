@@ -253,6 +253,15 @@ def test_values_take_the_types_of_the_signature() -> None:
     assert arrays["s"].tolist() == [b"\xff", b"\xff"]
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("QUI=", b"AB"), ("QUI", b"AB"), ("Q U\nI", b"AB"), ("", b""), ("QUJD", b"ABC")],
+)
+def test_base64_may_lack_its_padding_as_the_original_reads_it(text: str, value: bytes) -> None:
+    row = {"i": 1, "b": True, "s": {"b64": text}, "f": 0.5}
+    assert parse_request(json.dumps({"instances": [row]}).encode()).decode(TYPES)["s"] == [value]
+
+
 def test_values_of_several_kinds_keep_their_value_or_are_refused() -> None:
     """numpy made floats of [0, 2**63], and a number of a true among numbers."""
 
@@ -282,7 +291,17 @@ def test_values_of_several_kinds_keep_their_value_or_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("i", 128), ("i", 1.0), ("i", 10**30), ("b", 1), ("s", 1), ("s", {"b64": "?"}), ("f", "1")],
+    [
+        ("i", 128),
+        ("i", 1.0),
+        ("i", 10**30),
+        ("b", 1),
+        ("s", 1),
+        ("s", {"b64": "?"}),
+        ("s", {"b64": "Q"}),
+        ("s", {"b64": "QQ="}),
+        ("f", "1"),
+    ],
 )
 def test_values_that_do_not_fit_their_type(key: str, value: Any) -> None:
     row = {"i": 1, "b": True, "s": "x", "f": 1.0, key: value}

@@ -110,6 +110,9 @@ def test_readiness_and_metadata(running: Running) -> None:
     assert not call(running, "ModelReady", unknown, v2_pb2.ModelReadyResponse).ready
 
 
+TENSOR = {"name": "x", "datatype": "FP32", "shape": [2], "data": [1.5, 2.5]}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
@@ -123,11 +126,11 @@ def test_readiness_and_metadata(running: Running) -> None:
         ({"datatype": "FP64"}, 400, "expects DT_FLOAT but float64"),
         ({"name": "y"}, 400, "Sent extra: {y}"),
         ({"data": ["a", "b"]}, 400, "not of expected type"),
+        ({"inputs": [TENSOR, TENSOR]}, 400, "input 'x': it is given twice"),
     ],
 )
 def test_bad_requests(running: Running, body: dict[str, Any], status: int, words: str) -> None:
-    tensor = {"name": "x", "datatype": "FP32", "shape": [2], "data": [1.5, 2.5]}
-    whole = body if not body or "inputs" in body else {"inputs": [tensor | body]}
+    whole = body if not body or "inputs" in body else {"inputs": [TENSOR | body]}
     found, answer = running.rest("POST", "/v2/models/affine/infer", whole)
     assert found == status
     assert words in answer["error"]
@@ -147,6 +150,12 @@ def test_bad_grpc_requests(running: Running) -> None:
     assert refused(lambda r: setattr(r.inputs[0], "datatype", "BYTES")) == "INVALID_ARGUMENT"
     assert refused(lambda r: r.inputs[0].shape.append(2**50)) == "INVALID_ARGUMENT"
     assert refused(lambda r: r.outputs.add(name="no")) == "INVALID_ARGUMENT"
+
+    def twice(request: Any) -> None:
+        request.inputs.append(request.inputs[0])
+        request.raw_input_contents.append(request.raw_input_contents[0])
+
+    assert refused(twice) == "INVALID_ARGUMENT"
 
     def classified(request: Any) -> None:
         request.outputs.add(name="y").parameters["classification"].int64_param = 3

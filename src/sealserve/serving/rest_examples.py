@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Any
 
 import numpy as np
 
 from sealserve.errors import InputError
 from sealserve.serving.inference import Classes
-from sealserve.serving.rest_json import dump, is_bytes, parse_object, signature_in
+from sealserve.serving.rest_json import bytes_in, dump, is_bytes, parse_object, signature_in
 from sealserve.wire.tensorflow import example_pb2
 
 __all__ = ["classes_body", "parse_examples_request", "values_body"]
@@ -76,10 +74,7 @@ def _add(feature: example_pb2.Feature, name: str, item: Any) -> None:
     elif isinstance(item, str):
         field, value = "bytes_list", item.encode()  # type: ignore[assignment]
     elif is_bytes(item):
-        try:
-            field, value = "bytes_list", base64.b64decode(item["b64"], validate=True)  # type: ignore[assignment]
-        except (binascii.Error, ValueError):
-            raise _values("Unable to base64 decode") from None
+        field, value = "bytes_list", bytes_in(item)  # type: ignore[assignment]
     else:
         raise _values(f"Feature: {name} has element with unexpected JSON type: {_type(item)}")
     kind = feature.WhichOneof("kind")

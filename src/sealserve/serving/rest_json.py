@@ -32,6 +32,7 @@ from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
 __all__ = [
     "JsonRequest",
     "array_of",
+    "bytes_in",
     "dump",
     "is_bytes",
     "may_hold_truths",
@@ -225,6 +226,20 @@ def is_bytes(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str)
 
 
+def bytes_in(value: dict[str, str]) -> bytes:
+    """What ``{"b64": "..."}`` holds; white space in it, and missing padding, do not matter.
+
+    Raises:
+        InputError: ``request.json_values``.
+    """
+    text = "".join(value["b64"].split())
+    padding = "" if "=" in text else "=" * (-len(text) % 4)
+    try:
+        return base64.b64decode(text + padding, validate=True)
+    except (binascii.Error, ValueError):
+        raise _values("Unable to base64 decode") from None
+
+
 def _array(key: str, spec: TensorSpec | None, value: Any, *, truths: bool) -> Array:
     if spec is None:
         raise _values(f"JSON object: does not have named input: {key}")
@@ -265,10 +280,7 @@ def _string_array(key: str, value: Any) -> Array:
         if isinstance(item, str):
             return item.encode()
         if is_bytes(item):
-            try:
-                return base64.b64decode(item["b64"], validate=True)
-            except (binascii.Error, ValueError):
-                raise _values("Unable to base64 decode") from None
+            return bytes_in(item)
         raise _values(f'input "{key}" holds a JSON value that is not of expected type: string')
 
     try:

@@ -31,6 +31,7 @@ from sealserve.wire.tensors import Array, numpy_dtype
 
 __all__ = [
     "PLATFORM",
+    "by_name",
     "check_parameters",
     "data_type",
     "datatype_of",
@@ -128,6 +129,20 @@ def infer(
     prediction = dataplane.predict(spec, signature, decode, tuple(outputs))
     call.version = prediction.version
     return prediction
+
+
+def by_name(tensors: Iterable[tuple[str, Array]]) -> dict[str, Array]:
+    """The inputs of a request.
+
+    Raises:
+        InputError: ``request.v2_tensor``: one is given twice.
+    """
+    inputs: dict[str, Array] = {}
+    for name, array in tensors:
+        if name in inputs:
+            raise tensor_error(name, "it is given twice")
+        inputs[name] = array
+    return inputs
 
 
 def datatype_of(what: Array | int) -> str:

@@ -97,12 +97,15 @@ class InferenceService:
         raw = list(request.raw_input_contents)
         if raw and len(raw) != len(request.inputs):
             raise v2.tensor_error("", f"{len(raw)} raw contents for {len(request.inputs)} inputs")
-        inputs = {
-            each.name: v2.from_raw(each.name, each.datatype, list(each.shape), raw[position])
-            if raw
-            else _from_contents(each)
+        inputs = v2.by_name(
+            (
+                each.name,
+                v2.from_raw(each.name, each.datatype, list(each.shape), raw[position])
+                if raw
+                else _from_contents(each),
+            )
             for position, each in enumerate(request.inputs)
-        }
+        )
         signature = request.parameters["signature_name"].string_param
         for each in request.outputs:
             v2.check_parameters(each.name, each.parameters)

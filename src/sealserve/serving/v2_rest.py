@@ -110,7 +110,7 @@ class RestV2:
         call.model = name
         parsed = parse_object(body)
         truths = may_hold_truths(body)
-        inputs = dict(_tensor(each, raw, truths) for each in _objects(parsed, "inputs"))
+        inputs = v2.by_name(_tensor(each, raw, truths) for each in _objects(parsed, "inputs"))
         raw.end()
         parameters = parsed.get("parameters")
         signature = parameters.get("signature_name", "") if isinstance(parameters, dict) else ""
