@@ -6,8 +6,9 @@ Servers are processes of their own, called over gRPC and TLS from this one, whic
 cores. The parts, each in one run:
 
 * resnet50: the demo's ResNet50 v1.5 (seeded weights), batch 1 at f32: OpenVINO alone in this
-  process, the limit, and the server at 1 and at 4 connections, taking turns; by the clock, and
-  by the processor time that an image takes, which other work on the machine disturbs less;
+  process, the limit, one inference at a time and several side by side, and the server at 1
+  and at 4 connections, taking turns; by the clock, and by the processor time that an image
+  takes, which other work on the machine disturbs less;
 * requests: half_plus_two, which computes next to nothing, at 1, 16 and 64 connections;
 * tail: half_plus_two asked on a fixed beat, while nothing else happens and while ResNet50
   is loaded and its versions are swapped without a pause.
@@ -46,25 +47,33 @@ _METHOD = "/tensorflow.serving.PredictionService/Predict"
 _BEAT = 0.02
 _GOAL = 0.93
 
+Call = Callable[[], object]
+
 
 class Bare:
     """OpenVINO alone, as the server runs it, without a server."""
 
     def __init__(self, saved_model: Path) -> None:
-        compiled = ov.Core().compile_model(
-            str(saved_model),
-            "CPU",
-            {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1},
+        core, self._image = ov.Core(), _image()
+        graph = core.read_model(str(saved_model))
+        precise = {"INFERENCE_PRECISION_HINT": "f32"}
+        self._alone, self._beside = (
+            core.compile_model(graph, "CPU", {**precise, "PERFORMANCE_HINT": hint, **streams})
+            for hint, streams in (("LATENCY", {"NUM_STREAMS": 1}), ("THROUGHPUT", {}))
         )
-        self._request = compiled.create_infer_request()
-        self._image = _image()
 
-    def run(self, count: int) -> list[float]:
-        """Seconds that each inference took."""
-        return [
-            _timed(lambda: self._request.infer({0: self._image}, share_inputs=True))
-            for _ in range(count)
-        ]
+    def alone(self) -> Sequence[Call]:
+        """One inference at a time, on all cores."""
+        return [self._call(self._alone)]
+
+    def beside(self) -> Sequence[Call]:
+        """As many side by side as OpenVINO finds best."""
+        count = self._beside.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        return [self._call(self._beside) for _ in range(count)]
+
+    def _call(self, model: ov.CompiledModel) -> Call:
+        request = model.create_infer_request()
+        return lambda: request.infer({0: self._image}, share_inputs=True)
 
 
 @contextlib.contextmanager
@@ -99,9 +108,6 @@ def started(*flags: str) -> Iterator[tuple[int, int]]:
     finally:
         process.terminate()
         process.wait()
-
-
-Call = Callable[[], object]
 
 
 @contextlib.contextmanager
@@ -164,12 +170,6 @@ def _since(due: float, call: Call) -> float:
     return time.perf_counter() - due
 
 
-def _timed(call: Call) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
 def _image() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.random.default_rng(0).random((1, 224, 224, 3), np.float32) * 255
 
@@ -208,38 +208,39 @@ class Bench:
     def resnet50(self) -> None:
         """The server beside its limit."""
         bare = Bare(self._models[_RESNET])
-        bare.run(5)
         raw = _request(_RESNET, input=_image())
-        figures: dict[str, list[float]] = {"bare": [], "1": [], "4": []}
-        used: dict[str, float] = dict.fromkeys(figures, 0.0)
-        done: dict[str, float] = dict.fromkeys(figures, 0.0)
         with (
             self._serving(_RESNET) as (pid, port),
             calls(port, self._tls, raw, 1) as one,
             calls(port, self._tls, raw, 4) as four,
         ):
             ways = {
-                "bare": lambda: at_once([lambda: bare.run(1)], self._seconds),
-                "1": lambda: at_once(one, self._seconds),
-                "4": lambda: at_once(four, self._seconds),
+                "bare, one at a time": bare.alone(),
+                "bare, side by side": bare.beside(),
+                "TLS, 1 connection": one,
+                "TLS, 4 connections": four,
             }
+            figures: dict[str, list[float]] = {way: [] for way in ways}
+            used = dict.fromkeys(ways, 0.0)
+            done = dict.fromkeys(ways, 0.0)
+            for made in ways.values():
+                at_once(made, 1.0)
             for _ in range(self._rounds):
-                for way, work in ways.items():
+                for way, made in ways.items():
                     before, begin = seconds_used(pid) + seconds_used(), time.perf_counter()
-                    figures[way].append(work())
+                    figures[way].append(at_once(made, self._seconds))
                     done[way] += figures[way][-1] * (time.perf_counter() - begin)
                     used[way] += seconds_used(pid) + seconds_used() - before
-        limits = np.array(figures["bare"])
-        each = {way: used[way] / done[way] for way in figures}
-        print(f"bare OpenVINO, f32    {np.median(limits):6.1f} images/s  {each['bare']:.4f} CPU s")
-        for way, goal in (("1", ""), ("4", f"; goal {_GOAL}")):
-            ratios = np.array(figures[way]) / limits
-            rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        alone, beside, *_ = (np.array(found) for found in figures.values())
+        print("ResNet50, batch 1, f32; processor time with the client's")
+        for way, found in figures.items():
+            ratios = np.array(found) / alone
+            goal = f"; goal {_GOAL}" if "4" in way else ""
             print(
-                f"TLS, {way} connection(s)  {np.median(figures[way]):6.1f} images/s  "
-                f"{each[way]:.4f} CPU s, the client's too\n"
-                f"  of bare: {np.median(ratios):.3f} by the clock ({rounds}){goal}; "
-                f"{each['bare'] / each[way]:.3f} by processor time"
+                f"{way:20} {np.median(found):6.1f} images/s  {used[way] / done[way]:.4f} CPU s; "
+                f"of bare, one at a time: {np.median(ratios):.3f} "
+                f"({', '.join(f'{ratio:.2f}' for ratio in ratios)}){goal}; "
+                f"of bare, side by side: {np.median(found / beside):.3f}"
             )
 
     def requests(self) -> None:

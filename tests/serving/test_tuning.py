@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,11 @@ from openvino import opset13 as op
 from sealserve.logs import make_log
 from sealserve.serving import flags
 from sealserve.serving.config import RuntimeConfig
+from sealserve.serving.runtimes import tuning
 from sealserve.serving.runtimes.base import Model
 from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.runtimes.tuning import Tuner
+from sealserve.wire.tensors import Array
 from tests.serving.conftest import question_of
 from tests.soak import times
 
@@ -60,15 +64,43 @@ def test_streams_and_threads_follow_the_cores_the_model_and_the_flags(
     config: RuntimeConfig, model: ov.Model, streams: int | None, threads: int, reason: str
 ) -> None:
     tuner = Tuner(config, 4)
-    properties, why = tuner.properties(model)
-    assert properties["INFERENCE_NUM_THREADS"] == threads
-    assert properties.get("NUM_STREAMS") == streams
-    assert why.startswith(reason)
-    tuned = tuner.tuning(ov.Core().compile_model(model, "CPU", properties), why)
+    plan = tuner.plan(model)
+    assert plan.ways[0]["INFERENCE_NUM_THREADS"] == threads
+    assert plan.ways[0].get("NUM_STREAMS") == streams
+    assert plan.reason.startswith(reason)
+    ways = [ov.Core().compile_model(model, "CPU", dict(way)) for way in plan.ways]
+    tuned = tuner.tuning(ways, plan.reason)
     # OpenVINO may give fewer than it is asked for, where there are not so many cores.
     assert 1 <= tuned.streams <= (streams or 4)
     assert 1 <= tuned.threads <= threads
     assert tuned.precision == "f32"
+
+
+@pytest.mark.parametrize(
+    ("config", "cores", "model", "ways"),
+    [
+        (RuntimeConfig(), 4, LARGE, 2),
+        (RuntimeConfig(), 4, CONVOLVED, 2),
+        (RuntimeConfig(threads=3), 4, LARGE, 2),
+        (RuntimeConfig(threads=1), 4, LARGE, 1),
+        (RuntimeConfig(), 1, LARGE, 1),
+        (RuntimeConfig(), 4, SMALL, 1),
+        (RuntimeConfig(streams=1), 4, LARGE, 1),
+        (RuntimeConfig(throughput=True), 4, LARGE, 1),
+    ],
+)
+def test_requests_side_by_side_have_a_way_of_their_own_where_that_can_help(
+    config: RuntimeConfig, cores: int, model: ov.Model, ways: int
+) -> None:
+    assert len(Tuner(config, cores).plan(model).ways) == ways
+
+
+def test_large_weights_are_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_TWICE_BYTES", 2**22)
+    assert len(Tuner(RuntimeConfig(), 4).plan(graph(1024)).ways) == 2
+    plan = Tuner(RuntimeConfig(), 4).plan(graph(1025))
+    assert len(plan.ways) == 1
+    assert "bytes of weights are not held twice" in plan.reason
 
 
 def test_the_session_flags_reach_the_runtime() -> None:
@@ -104,6 +136,26 @@ def test_bfloat16_is_computed_only_when_asked_for(models: Path) -> None:
         assert 1e-5 < errors["bf16"] < 0.05
     else:
         assert "the processor has no bfloat16" in told["tuning"]
+
+
+def test_answers_alone_and_side_by_side_are_the_same(models: Path) -> None:
+    model, _ = load(models / "small" / "1")
+    assert model.tuning["serving_default"].beside in (0, len(os.sched_getaffinity(0)))
+    asked = question_of(models, "small")
+    questions = [
+        {key: array * (1 + number / 7) for key, array in asked.inputs.items()}
+        for number in range(40)
+    ]
+
+    def answer(inputs: dict[str, Array]) -> Array:
+        return model.run("serving_default", inputs, ["logits"])["logits"]
+
+    alone = [answer(inputs) for inputs in questions]
+    with ThreadPoolExecutor(8) as pool:
+        beside = list(pool.map(answer, questions))
+    assert not np.allclose(alone[0], alone[-1], rtol=1e-5)
+    np.testing.assert_allclose(beside, alone, rtol=1e-5, atol=1e-5)
+    model.close()
 
 
 def test_the_first_requests_may_come_together(models: Path) -> None:

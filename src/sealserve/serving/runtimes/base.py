@@ -77,16 +77,20 @@ class Tuning:
         threads: of all of them together.
         precision: ``f32`` or ``bf16``.
         reason: why so.
+        beside: inferences side by side instead, once as many are asked for; 0: never.
     """
 
     streams: int
     threads: int
     precision: str
     reason: str
+    beside: int = 0
 
     def __str__(self) -> str:
+        beside = f", or {self.beside} when as many ask," if self.beside else ""
         return (
-            f"{self.streams} at a time on {self.threads} threads at {self.precision}: {self.reason}"
+            f"{self.streams} at a time{beside} on {self.threads} threads at {self.precision}: "
+            f"{self.reason}"
         )
 
 

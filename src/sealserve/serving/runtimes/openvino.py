@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from sealserve.serving.runtimes.exactness import WIDE_LIMIT
 from sealserve.serving.runtimes.examples import ExampleCut, made_up_example, parse_examples
 from sealserve.serving.runtimes.graphs import Graph, reason_of
 from sealserve.serving.runtimes.guards import GUARD, refusal
+from sealserve.serving.runtimes.lanes import Lanes
 from sealserve.serving.runtimes.tuning import Tuner
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
@@ -109,29 +109,30 @@ class OpenVinoRuntime:
 
     def _compile(self, converted: Converted) -> _Compiled:
         graph = converted.graph
-        properties, reason = self._tuner.properties(graph.graph)
+        plan = self._tuner.plan(graph.graph)
         try:
-            model = self._core.compile_model(graph.graph, _DEVICE, properties)
+            ways = [self._core.compile_model(graph.graph, _DEVICE, dict(way)) for way in plan.ways]
         except RuntimeError as error:
             raise Unavailable(
                 "servable.runtime_cannot",
                 f"OpenVINO cannot compile this signature: {reason_of(error)}",
                 where=converted.where,
             ) from None
-        tuning = self._tuner.tuning(model, reason)
+        tuning = self._tuner.tuning(ways, plan.reason)
         if self._precision == "f32" and tuning.precision != "f32":
             raise InternalError(
                 "servable.precision",
                 "OpenVINO did not compile the graph at f32",
                 where=converted.where,
             )
-        return _Compiled(graph, model, tuning)
+        return _Compiled(graph, ways, tuning)
 
 
 class _Compiled:
-    """One signature, compiled, with a pool of infer requests for concurrent calls."""
+    """One signature, compiled one way or two, with infer requests for concurrent calls."""
 
-    def __init__(self, graph: Graph, model: ov.CompiledModel, tuning: Tuning) -> None:
+    def __init__(self, graph: Graph, ways: Sequence[ov.CompiledModel], tuning: Tuning) -> None:
+        model = ways[0]  # of the same graph as the other, so of the same ports
         self.signature = graph.signature
         self.tuning = tuning
         self._inputs = {key: _position(model.inputs, name) for key, name in graph.inputs.items()}
@@ -143,9 +144,13 @@ class _Compiled:
             for name in port.get_names()
             if name.startswith(GUARD)
         }
-        self._pool: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(tuning.streams):
-            self._pool.put(model.create_infer_request())
+        counts = (tuning.streams, tuning.beside)
+        self._lanes: Lanes[Any] = Lanes(
+            *(
+                [way.create_infer_request() for _ in range(count)]
+                for way, count in zip(ways, counts, strict=False)
+            )
+        )
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         feeds = {}
@@ -164,26 +169,25 @@ class _Compiled:
                     hint="send finite numbers",
                 )
             feeds[position] = np.asarray(inputs[key], order="C")  # a scalar stays one
-        request = self._pool.get()
         try:
-            current().check()  # it may have waited long
-            # The inputs are copied: where nothing of a graph is left between an input and an
-            # output, the plugin goes on writing into the memory of an earlier request's input.
-            request.infer(feeds, share_outputs=True)
-            for guard, position in self._guards.items():
-                if request.get_output_tensor(position).data:
-                    raise refusal(guard)
-            # The request goes back to the pool, so its outputs must be copied out.
-            return {
-                key: np.array(request.get_output_tensor(self._outputs[key]).data) for key in outputs
-            }
+            with self._lanes.one() as request:
+                current().check()  # it may have waited long
+                # The inputs are copied: where nothing of a graph is left between an input and an
+                # output, the plugin goes on writing into the memory of an earlier request's input.
+                request.infer(feeds, share_outputs=True)
+                for guard, position in self._guards.items():
+                    if request.get_output_tensor(position).data:
+                        raise refusal(guard)
+                # The lane goes on to others, so its outputs must be copied out.
+                return {
+                    key: np.array(request.get_output_tensor(self._outputs[key]).data)
+                    for key in outputs
+                }
         except RuntimeError as error:
             raise InputError(
                 "request.inference_failed",
                 f"the inputs cannot be computed together: {reason_of(error)}",
             ) from None
-        finally:
-            self._pool.put(request)
 
 
 class _AnyRank:
