@@ -90,6 +90,60 @@ HARMLESS = {
     "masked": lambda x: tf.nn.softmax(x + np.array([0, -np.inf, 0, 0], "f4")),
 }
 
+TABLE = np.arange(4, dtype="f4")
+
+
+def repeated(step, start):
+    """Three turns of a loop over one value."""
+    return tf.while_loop(lambda n, _: n < 3, lambda n, y: (n + 1, step(y)), (0, start))[1]
+
+
+def counted(x):
+    """A loop that goes on for as long as an input says."""
+    limit = x[0]
+    return tf.while_loop(
+        lambda n, _: n < limit, lambda n, y: (n + 1, y + tf.gather(TABLE, n)), (0, 0.0)
+    )[1]
+
+
+def read(x):
+    return tf.TensorArray(tf.float32, 4).unstack(TABLE).read(x[0]) * 2
+
+
+def twice(x):
+    return tf.map_fn(lambda each: each * 2, x)
+
+
+def together(first, second):
+    """Each of some values with one of others, by one counter for both."""
+    return tf.map_fn(lambda each: each[0] * each[1], (first, second), fn_output_signature=tf.int32)
+
+
+# Indices in a body: OpenVINO read beyond what they index, and ended the process at some.
+WITHIN = {
+    "followed": lambda x: repeated(lambda y: tf.gather([1, 2, 3, 7], y), x[0]),
+    "fixed": lambda x: repeated(lambda y: y + tf.gather(TABLE, x[0]), 0.0),
+    "branch": lambda x: tf.cond(x[1] > 0, lambda: tf.gather(TABLE, x), lambda: -TABLE[:3]),
+    "mapped": lambda x: tf.map_fn(lambda i: tf.gather(TABLE, i), x, fn_output_signature=tf.float32),
+    "nd": lambda x: tf.map_fn(
+        lambda i: tf.gather_nd(TABLE, [[i]]), x, fn_output_signature=tf.float32
+    ),
+    "placed": lambda x: tf.map_fn(
+        lambda i: tf.tensor_scatter_nd_update(TABLE, [[i]], [9.0]),
+        x,
+        fn_output_signature=tf.float32,
+    ),
+}
+COUNTED = {
+    "counted": counted,
+    "read": read,
+    "twice": twice,
+    "shorter": lambda x: together(x[1:], x),
+    "longer": lambda x: together(x, x[1:]),
+    "constant": lambda x: tf.gather(x, [1, 3]),
+}
+PLACES = [np.array(each, "i4") for each in ([0, 1, 2, 3], [5, 1, 0], [-1, 1, 0, 0], [3], [3, 2])]
+
 PLAIN = np.array([[0.5, 1.5, 2.0, 3.0], [4.0, 0.125, 1.0, 7.0]], "f4")
 
 
@@ -110,9 +164,11 @@ def make(root):
         ("born", BORN, [None, 4], numbers),
         ("harmless", HARMLESS, [None, 4], numbers),
         ("trap_looped", LOOPED, [None, 4], []),
+        ("trap_within", WITHIN, [3], PLACES[:0]),
+        ("counted", COUNTED, [None], PLACES),
     ):
         module = tf.Module()
-        dtype = tf.as_dtype(inputs[0].dtype if inputs else tf.float32)
+        dtype = tf.int32 if name in ("passed_on", "trap_within", "counted") else tf.float32
         module.functions = more_models.signatures_of(operations, shape, dtype)
         tf.saved_model.save(module, str(root / name / "1"), signatures=module.functions)
         asked = [{"x": each} for each in inputs]

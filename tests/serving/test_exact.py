@@ -88,6 +88,28 @@ def test_trap_a_nan_is_made_and_lost_in_a_loop(models: Path) -> None:
     assert caught.value.code == "servable.inexact"
 
 
+def test_trap_an_index_in_a_body_is_beyond_the_end(models: Path) -> None:
+    """OpenVINO answers with zeros, with memory of others, or ends the process."""
+    with pytest.raises(SealserveError) as caught:
+        load(models / "more" / "exact" / "trap_within" / "1")
+    for key in ("followed", "fixed", "branch", "mapped", "nd", "placed"):
+        assert f"{key}: OpenVINO would not compute this signature exactly" in caught.value.message
+    assert caught.value.message.count("within Loop") == 5
+    assert caught.value.message.count("within If") == 1
+
+
+def test_trap_a_counter_goes_beyond_what_it_indexes(models: Path) -> None:
+    found = refused(models, "counted", "request.index_range")
+    assert found == {
+        "counted": {1},
+        "read": {1, 2},
+        "twice": set(),
+        "shorter": set(),
+        "longer": {0, 1, 2, 3, 4},
+        "constant": {1, 3, 4},
+    }
+
+
 def test_what_makes_no_nan_is_not_watched(models: Path) -> None:
     found = refused(models, "harmless", "request.not_finite")
     assert set(map(frozenset, found.values())) == {frozenset(_NOT_FINITE)}

@@ -58,8 +58,8 @@ _TAME: Final = _KEEP - {"Divide"} | frozenset(
      "HardSigmoid", "HSigmoid", "SoftPlus", "SoftSign", "Interpolate", "DepthToSpace",
      "SpaceToDepth", "BatchToSpace", "SpaceToBatch", "GatherND", "GatherElements",
      "ScatterUpdate", "ScatterNDUpdate", "ScatterElementsUpdate", "ReverseSequence", "OneHot",
-     "CumSum", "NonMaxSuppression", "Range", "FakeQuantize", "DFT", "IDFT", "RDFT", "IRDFT",
-     "ExtractImagePatches", "ShuffleChannels", "Convert", "ConvertLike", "Parameter", "If",
+     "CumSum", "NonMaxSuppression", "Range", "FakeQuantize", "Einsum", "DFT", "IDFT", "RDFT",
+     "IRDFT", "ExtractImagePatches", "ShuffleChannels", "Convert", "ConvertLike", "Parameter", "If",
      "Loop", "TensorIterator")
 )  # fmt: skip
 

@@ -13,7 +13,8 @@ Rules this module keeps:
 * What cannot be guarded so is named, for its signature to be refused: indices that
   something is written to (ScatterUpdate and its like), and Unique, whose output has the
   length of its input and is not filled.
-* Within the bodies of loops and branches nothing is guarded: there, indices come from counters.
+* Within the bodies of loops and branches there are no outputs to watch: an index there is
+  a counter that is held to its limit (`loops`), or its signature is refused.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from openvino import opset13 as ops
 
 from sealserve.errors import InputError
 from sealserve.serving.runtimes.finite import losses, spoilt, unwatched
+from sealserve.serving.runtimes.loops import Bound, Index, number_of, of_node
 
 __all__ = ["GUARD", "add_guards", "refusal", "unguarded"]
 
@@ -50,6 +52,7 @@ def unguarded(graph: ov.Model) -> list[str]:
     found = set()
     for node in graph.get_ordered_ops():
         kind = node.get_type_name()
+        found |= of_node(node, depends, _indices_within).unheld
         if kind == "Unique":
             found.add(kind)
         if kind in _WRITES and _source(node, _INDICES) in depends:
@@ -83,6 +86,8 @@ def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
     for node in graph.get_ordered_ops():
         for wrong in _guards(node, depends, from_the_end):
             watch(wrong, _INDEX)
+        for bound in of_node(node, depends, _indices_within).bounds:
+            watch(_too_far(bound), _INDEX)
     for value, infinity in lost:
         watch(spoilt(value, infinity=infinity), _FINITE)
     if results:
@@ -104,9 +109,10 @@ def refusal(guard: str) -> InputError:
 
 def _guards(node: Any, depends: set[str], from_the_end: bool) -> Iterator[Any]:
     kind = node.get_type_name()
-    if kind == "Gather" and _source(node, _INDICES) in depends:
+    if kind == "Gather" and (_source(node, _INDICES) in depends or _is_open(node)):
         size = ops.gather(_shape_of(node), node.input_value(2), _constant(0))
-        yield _hold(node, size, from_the_end)
+        # Its axis may be a vector of one; a scalar index has to stay a scalar.
+        yield _hold(node, ops.reshape(size, _constant([]), False), from_the_end)
     elif kind == "GatherND" and _source(node, _INDICES) in depends:
         first = node.get_attributes().get("batch_dims", 0)
         shape = node.input(_INDICES).get_partial_shape()
@@ -125,6 +131,37 @@ def _guards(node: Any, depends: set[str], from_the_end: bool) -> Iterator[Any]:
             yield _outside(begin, size, from_the_end=True)
 
 
+def _indices_within(body: ov.Model, depends: set[str]) -> Iterator[Index]:
+    """What is indexed in the body of a loop or branch by what depends on inputs or turns."""
+    for node in body.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "Unique":
+            yield Index(kind, None, 0, None, 0)
+        elif kind == "StridedSlice":
+            for axis, entry in _single_elements(node):
+                data = node.input_value(0)
+                if _source(node, 1) in depends or data.get_partial_shape()[axis].is_dynamic:
+                    yield Index(kind, node.input_value(1), entry, data, axis)
+        elif kind in ("Gather", "GatherND", *_WRITES) and _source(node, _INDICES) in depends:
+            position = {"Gather": 2, "ScatterUpdate": 3}.get(kind)
+            along = None if position is None else number_of(node.input_value(position))
+            counted = along is not None and along >= 0
+            index = node.input_value(_INDICES) if counted else None
+            yield Index(kind, index, 0, node.input_value(0), along or 0)
+
+
+def _too_far(bound: Bound) -> Any:
+    """Whether a loop would count beyond what it indexes."""
+    size = _constant(bound.size)
+    if bound.data is not None:
+        size = ops.gather(ops.shape_of(bound.data), _constant(bound.axis), _constant(0))
+    limit = _constant(bound.limit) if isinstance(bound.limit, int) else bound.limit
+    limit = ops.convert(limit, "i64")
+    if bound.runs:
+        limit = ops.maximum(limit, _constant(bound.first + 1))
+    return ops.greater(limit, size)
+
+
 def _hold(node: Any, size: Any, from_the_end: bool) -> Any:
     """Give a node 0 in place of each index that is out of range; say where they are."""
     index = node.input_value(_INDICES)
@@ -139,6 +176,12 @@ def _outside(index: Any, size: Any, from_the_end: bool) -> Any:
     index, size = (ops.convert(each, "i64") for each in (index, size))
     least = ops.negative(size) if from_the_end else _constant(0)
     return ops.logical_or(ops.less(index, least), ops.greater_equal(index, size))
+
+
+def _is_open(node: Any) -> bool:
+    """Whether a Gather takes values from an axis of which the inputs say how long it is."""
+    axis, shape = number_of(node.input_value(2)), node.input(0).get_partial_shape()
+    return axis is None or shape.rank.is_dynamic or shape[axis].is_dynamic
 
 
 def _single_elements(node: Any) -> Iterator[tuple[int, int]]:
