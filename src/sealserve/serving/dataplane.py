@@ -31,9 +31,11 @@ from sealserve.serving.metrics import Metrics
 from sealserve.serving.runtimes.base import DEFAULT_SIGNATURE, Model, Signature
 from sealserve.serving.table import Table
 from sealserve.wire.serving import api_pb2
-from sealserve.wire.tensors import Array, dtype_name, numpy_dtype
+from sealserve.wire.tensors import Array, dtype_name, numpy_dtype, to_array
 
 __all__ = ["Dataplane", "Inferred", "Prediction", "Task"]
+
+_MAX_DEFAULT_BYTES = 2**30
 
 Decoder = Callable[[Signature], Mapping[str, Array]]
 
@@ -117,7 +119,7 @@ class Dataplane:
         with self._catalog.acquire(spec) as handle:
             wanted = _signature(handle.model, signature or DEFAULT_SIGNATURE)
             outputs = _wanted_outputs(wanted, output_filter)
-            inputs = decode(wanted)
+            inputs = _with_defaults(handle.model, wanted, decode(wanted))
             _check_names(wanted, inputs)
             for key in wanted.inputs:
                 _check_tensor(wanted, key, inputs[key])
@@ -214,6 +216,21 @@ def _wanted_outputs(signature: Signature, output_filter: Sequence[str]) -> list[
         if output_filter.count(name) > 1:
             raise InputError("request.output_repeated", f"duplicate output tensor alias: {name}")
     return list(output_filter) or sorted(signature.outputs)
+
+
+def _with_defaults(
+    model: Model, signature: Signature, inputs: Mapping[str, Array]
+) -> Mapping[str, Array]:
+    """The inputs, and those that may be left out because the model brings values for them."""
+    definition = model.definitions.get(signature.name)
+    if definition is None or len(inputs) >= len(signature.inputs) or not definition.defaults:
+        return inputs
+    lacking = definition.defaults.keys() & (signature.inputs.keys() - inputs.keys())
+    values = {
+        key: to_array(definition.defaults[key], _MAX_DEFAULT_BYTES, where=f'default of "{key}"')
+        for key in sorted(lacking)
+    }
+    return {**values, **inputs}
 
 
 def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
