@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
+import signal
 from typing import Final
 
 from sealserve.errors import InternalError
 
-__all__ = ["forbid_core_dumps", "lock_memory", "mark_io_flusher"]
+__all__ = ["end_with_parent", "forbid_core_dumps", "lock_memory", "mark_io_flusher"]
 
 # <linux/prctl.h>
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_IO_FLUSHER: Final = 57
 
@@ -27,6 +30,20 @@ def forbid_core_dumps() -> None:
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def end_with_parent(parent: int) -> None:
+    """Be killed when the thread that started this process ends, or now if it has ended.
+
+    Args:
+        parent: the process that started this one.
+
+    Raises:
+        InternalError: ``process.prctl_failed``.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)
 
 
 def lock_memory() -> bool:

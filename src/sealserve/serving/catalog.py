@@ -145,6 +145,10 @@ class Catalog(Table):
             ]
         return min(times, default=None)
 
+    def give_up(self) -> None:
+        """Let a load that is under way fail, so that `close` need not wait for it."""
+        self._runtime.give_up()
+
     def close(self) -> None:
         """Unload everything; waits for the handles that are out."""
         with self._changing:

@@ -1,4 +1,4 @@
-"""Work that gives way to requests: done at low priority, and what it started is raised again.
+"""Work beside requests, which gives way to them: what it started is raised again afterwards.
 
 Rules this module keeps:
 
@@ -18,16 +18,32 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["gentle", "give_way", "is_gentle", "raise_again"]
+__all__ = ["gentle", "give_way", "is_beside_requests", "is_gentle", "raise_again"]
 
 _LOWER: Final = 10
 _CAP_SYS_NICE: Final = 23
 _STATUS: Final = Path("/proc/self/status")
+_THREAD: Final = threading.local()
 
 
 @contextlib.contextmanager
 def gentle() -> Iterator[None]:
     """Lower the calling thread, and raise it and every thread that came meanwhile."""
+    _THREAD.beside_requests = True
+    try:
+        with _lowered():
+            yield
+    finally:
+        _THREAD.beside_requests = False
+
+
+def is_beside_requests() -> bool:
+    """Whether the calling thread is in `gentle`, be it lowered or not."""
+    return getattr(_THREAD, "beside_requests", False)
+
+
+@contextlib.contextmanager
+def _lowered() -> Iterator[None]:
     normal = _normal()
     if not _may_be_raised_to(normal):
         yield

@@ -125,6 +125,8 @@ class Server:
         self._log.info("draining", seconds=grace)
         if self._health:
             self._health.drain()
+        if self._catalog:
+            self._catalog.give_up()
         if self._watcher:
             self._watcher.stop()
             self._watcher = None

@@ -157,6 +157,9 @@ class Runtime(ABC):
             SealserveError: a ``servable.*`` code; nothing stays loaded.
         """
 
+    def give_up(self) -> None:  # noqa: B027 - most have nothing to end
+        """Nothing more is wanted: let loads that are under way fail, as soon as they can."""
+
 
 def _spec(info: graph_pb2.TensorInfo) -> TensorSpec:
     shape = info.tensor_shape

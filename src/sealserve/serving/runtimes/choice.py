@@ -67,6 +67,9 @@ class ChoosingRuntime(Runtime):
             raise _unservable(model.refused, path)
         return model
 
+    def give_up(self) -> None:
+        self._openvino.give_up()
+
     def choose(self, path: Path) -> tuple[Model, list[Choice]]:
         """Load a version and say who serves what; the model may serve nothing.
 

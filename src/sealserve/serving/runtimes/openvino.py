@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ from sealserve.errors import InputError, InternalError, SealserveError, Unavaila
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.deadline import current
+from sealserve.serving.gentle import is_beside_requests
 from sealserve.serving.runtimes.base import Model, Signature, TensorSpec, Tuning
 from sealserve.serving.runtimes.conversion import (
+    Conversion,
     Converted,
     NotConverted,
     Reading,
     convert,
     convert_ranks,
 )
+from sealserve.serving.runtimes.converting import Converters
 from sealserve.serving.runtimes.exactness import WIDE_LIMIT
 from sealserve.serving.runtimes.examples import ExampleCut, made_up_example, parse_examples
 from sealserve.serving.runtimes.graphs import Graph, reason_of
@@ -59,6 +63,7 @@ class OpenVinoRuntime:
         self._precision = config.precision
         self._core = ov.Core()
         _make_first_tensor()
+        self._converters = Converters(self._core)
         self._tuner = Tuner.here(config)
         log.info(
             "runtime",
@@ -74,23 +79,32 @@ class OpenVinoRuntime:
         Raises:
             InputError, Unavailable: there is no model to look at.
         """
-        conversion = convert(self._core, path, self._reading)
         compiled: dict[str, _Computed] = {}
         refused: dict[str, SealserveError] = {}
         keeping: set[str] = set()
-        for each in conversion.signatures:
-            try:
-                compiled[each.key] = self._computed(path, each)
-            except SealserveError as error:
-                if conversion.is_file:
-                    raise
-                refused[each.key] = error
-                if each.keeps_state:
-                    keeping.add(each.key)
-            del each  # not while the next one is converted
+        with self._converted(path) as conversion:
+            for each in conversion.signatures:
+                try:
+                    compiled[each.key] = self._computed(path, each)
+                except SealserveError as error:
+                    if conversion.is_file:
+                        raise
+                    refused[each.key] = error
+                    if each.keeps_state:
+                        keeping.add(each.key)
+                del each  # not while the next one is converted
         model = _OpenVinoModel(conversion.definitions, compiled, refused)
         model.stateful = keeping
         return model
+
+    def give_up(self) -> None:
+        """End the loads that are under way, as far as they are conversions."""
+        self._converters.give_up()
+
+    def _converted(self, path: Path) -> AbstractContextManager[Conversion]:
+        if is_beside_requests():
+            return self._converters.convert(path, self._reading)
+        return nullcontext(convert(self._core, path, self._reading))
 
     def _computed(self, path: Path, each: Converted | NotConverted) -> _Computed:
         if isinstance(each, NotConverted):
