@@ -21,6 +21,8 @@ from sealserve.serving.config import ModelConfig, RuntimeConfig
 from sealserve.serving.dataplane import Dataplane
 from sealserve.serving.deadline import Deadline, under
 from sealserve.serving.runtimes.choice import ChoosingRuntime
+from sealserve.serving.runtimes.tensorflow import _failure
+from sealserve.serving.status import HTTP_STATUS, Status, status_of
 from tests.serving.conftest import check_answer, question_of, questions
 from tests.soak import SOAK, times
 
@@ -116,6 +118,32 @@ def test_inputs_that_do_not_fit_together_are_the_callers_fault(served: Served) -
     assert caught.value.code == "request.inference_failed"
     assert "-3" in caught.value.message
     test_dice_of_a_wanted_shape_are_rolled(served)  # the worker goes on
+
+
+def test_what_a_run_fails_with_is_passed_on_as_the_original_does(served: Served) -> None:
+    shape = np.array([2**30, 2**14], "i4")  # 64 TiB
+    with pytest.raises(SealserveError) as caught:
+        served.plane.predict(ModelSpec("trap_dice"), "", lambda _: {"shape": shape})
+    assert status_of(caught.value) is Status.RESOURCE_EXHAUSTED
+    assert "OOM" in caught.value.message
+    test_dice_of_a_wanted_shape_are_rolled(served)
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "http"),
+    [
+        ({"status": 3}, "request.inference_failed", 400),
+        ({"status": 5}, "servable.run_failed", 404),
+        ({"status": 6}, "servable.run_failed", 409),
+        ({"status": 10}, "servable.run_failed", 409),
+        ({}, "servable.worker_failed", 503),
+    ],
+)
+def test_each_failure_of_a_worker_has_its_status(
+    told: dict[str, int], code: str, http: int
+) -> None:
+    error = _failure({"error": "why", **told})
+    assert (error.code, HTTP_STATUS[status_of(error)]) == (code, http)
 
 
 @pytest.mark.parametrize("place", [".", "only_tensorflow"])

@@ -7,6 +7,8 @@ Rules this module keeps:
   TensorFlow Serving answers otherwise are listed once.
 * The HTTP statuses are those of TensorFlow Serving (``http_server.cc``,
   ``ToHTTPStatusCode``), with its 499 and 504 for cancelled and late calls.
+* Like the original, a run that fails in TensorFlow passes TensorFlow's own status on. Nothing
+  else here or there is ``ALREADY_EXISTS`` or ``ABORTED`` (409).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from enum import IntEnum
 
 from sealserve.errors import InputError, Refused, SealserveError, Unavailable
 
-__all__ = ["HTTP_STATUS", "Status", "status_of"]
+__all__ = ["HTTP_STATUS", "RunFailed", "Status", "status_of"]
 
 
 class Status(IntEnum):
@@ -83,8 +85,23 @@ _EXCEPTIONS: dict[str, Status] = {
 }
 
 
+class RunFailed(Unavailable):
+    """A run that failed with a status of its own.
+
+    Args:
+        status: which.
+        message: why.
+    """
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__("servable.run_failed", message)
+        self.status = status
+
+
 def status_of(error: SealserveError) -> Status:
     """The canonical status of an error."""
+    if isinstance(error, RunFailed):
+        return error.status
     if error.code in _EXCEPTIONS:
         return _EXCEPTIONS[error.code]
     if isinstance(error, InputError):

@@ -29,15 +29,16 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
-from sealserve.errors import InputError, Unavailable
+from sealserve.errors import InputError, SealserveError, Unavailable
 from sealserve.logs import Log
 from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.deadline import current
 from sealserve.serving.gentle import give_way, is_gentle, raise_again
 from sealserve.serving.runtimes import tensorflow_worker as worker
 from sealserve.serving.runtimes.base import Model, Signature, Tuning
+from sealserve.serving.status import RunFailed, Status
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
 
@@ -282,7 +283,10 @@ def _tuning(config: RuntimeConfig) -> Tuning:
     )
 
 
-def _failure(header: Mapping[str, str]) -> InputError | Unavailable:
-    if header.get("inputs_at_fault"):
+def _failure(header: Mapping[str, Any]) -> SealserveError:
+    status = Status(header.get("status", Status.UNAVAILABLE))
+    if status is Status.INVALID_ARGUMENT:
         return InputError("request.inference_failed", header["error"])
+    if "status" in header:
+        return RunFailed(status, f"TensorFlow failed: {header['error']}")
     return Unavailable("servable.worker_failed", f"TensorFlow failed: {header['error']}")

@@ -45,6 +45,7 @@ MAX_BODY_BYTES = 2**32
 
 _STRING = "string"
 _MAX_REASON_CHARS = 300
+_INVALID_ARGUMENT = 3
 
 
 def send(lane: socket.socket, header: Mapping[str, Any], body: Sequence[Any] = ()) -> None:
@@ -177,20 +178,14 @@ class _Graph:
                 )
             return self._callables[key]
 
-    def reason(self, error: Exception) -> tuple[str, bool]:
-        """What to tell of a failure, and whether the inputs are to blame."""
+    def failure(self, error: Exception) -> dict[str, Any]:
+        """What to tell of a failure: why, and the canonical status if it has one."""
         if isinstance(error, self._errors.OpError):
-            fault = isinstance(
-                error,
-                (
-                    self._errors.InvalidArgumentError,
-                    self._errors.OutOfRangeError,
-                    self._errors.FailedPreconditionError,
-                    self._errors.NotFoundError,
-                ),
-            )
-            return " ".join(str(error.message).split())[:_MAX_REASON_CHARS], fault
-        return type(error).__name__, isinstance(error, (ValueError, TypeError))
+            reason = " ".join(str(error.message).split())[:_MAX_REASON_CHARS]
+            return {"error": reason, "status": int(error.error_code)}
+        if isinstance(error, (ValueError, TypeError)):
+            return {"error": type(error).__name__, "status": _INVALID_ARGUMENT}
+        return {"error": type(error).__name__}
 
 
 def _portable(array: Any) -> Any:
@@ -211,8 +206,7 @@ def _serve(graph: _Graph, lane: socket.socket) -> None:
         except OSError:
             return
         except Exception as error:  # whatever a model does, the lane goes on
-            reason, fault = graph.reason(error)
-            send(lane, {"error": reason, "inputs_at_fault": fault})
+            send(lane, graph.failure(error))
 
 
 def _protect(parent: int) -> None:
