@@ -369,21 +369,18 @@ def test_where_it_cannot_be_started_that_is_told(
 def test_a_model_that_brings_the_converter_down_brings_nothing_else_down(
     served: Served, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenVINO's own end on a damaged index, which is usually refused before it comes to that."""
+    """As OpenVINO's native code did on damaged variables; here at a place where it always does."""
     shutil.copytree(models / "affine" / "1", tmp_path / "bad" / "1")
-    index = tmp_path / "bad" / "1" / "variables" / "variables.index"
-    content = bytearray(index.read_bytes())
-    content[80:112] = b"\xff" * 32
-    index.write_bytes(content)
-    unchecked = (
-        "import sealserve.serving.runtimes.conversion as c; c.check_variables = lambda _: None; "
+    crash = (
+        "import ctypes, sealserve.serving.runtimes.conversion as c; "
+        "c.check_variables = lambda _: ctypes.string_at(0); "
     )
-    begin = converting._BEGIN.replace("from sealserve", unchecked + "from sealserve", 1)
+    begin = converting._BEGIN.replace("from sealserve", crash + "from sealserve", 1)
     monkeypatch.setattr(converting, "_BEGIN", begin)
     served.load("bad", tmp_path / "bad")
     (status,) = served.catalog.statuses(ModelSpec("bad"))
     assert status.state is State.END
-    assert "the process that converts the model was ended by SIG" in status.message
+    assert "the process that converts the model was ended by SIGSEGV" in status.message
     served.ask(models)
 
 
