@@ -166,7 +166,7 @@ def test_all_that_is_known_of_a_graph_is_sent(models: Path) -> None:
         "signature", "graph", "cut", "where", "keeps_state",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(Graph)} == {
-        "signature", "graph", "inputs", "outputs", "finite",
+        "signature", "graph", "inputs", "outputs", "finite", "by_values",
     }  # fmt: skip
 
 

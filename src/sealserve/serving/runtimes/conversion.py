@@ -27,6 +27,7 @@ from sealserve.serving.runtimes.graphs import Graph, of_signature
 from sealserve.serving.runtimes.guards import add_guards, unguarded
 from sealserve.serving.runtimes.model_files import definition_of, find_file, read_file
 from sealserve.serving.runtimes.saved_model import operations_behind, read_meta_graph, stateful
+from sealserve.serving.runtimes.sizes import by_values
 from sealserve.wire.graphs import spell_out_scalars
 from sealserve.wire.tensorflow import graph_pb2
 
@@ -195,6 +196,6 @@ def _proved(
         )
     finite = needing_finite(graph.graph)
     keys = (key for key, name in graph.inputs.items() if finite & graph.graph.input(name).names)
-    graph = replace(graph, finite=tuple(keys))
+    graph = replace(graph, finite=tuple(keys), by_values=by_values(graph.graph))
     add_guards(graph.graph, from_the_end=from_the_end)
     return Converted(signature, graph, cut, where)

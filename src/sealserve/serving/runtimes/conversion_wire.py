@@ -135,6 +135,7 @@ def write_outcome(each: Converted | NotConverted, files: Sequence[int]) -> Heade
         "inputs": dict(each.graph.inputs),
         "outputs": dict(each.graph.outputs),
         "finite": each.graph.finite,
+        "by_values": each.graph.by_values,
         "cut": _of_cut(each.cut) if each.cut else None,
         "where": each.where,
         "keeps_state": each.keeps_state,
@@ -157,6 +158,7 @@ def read_outcome(core: ov.Core, header: Header, files: Sequence[int]) -> Convert
             _names(header["inputs"]),
             _names(header["outputs"]),
             tuple(map(_text, header["finite"])),
+            _bool(header["by_values"]),
         )
         _check_ports(graph)
         cut = _cut(header["cut"]) if header["cut"] is not None else None

@@ -93,6 +93,7 @@ class Graph:
         inputs: the signature's input keys -> names of the graph's ports.
         outputs: likewise.
         finite: keys of the inputs that may hold no NaN and no Infinity.
+        by_values: sizes within it follow from the inputs' values, not from their shapes alone.
     """
 
     signature: Signature
@@ -100,6 +101,7 @@ class Graph:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     finite: tuple[str, ...] = ()
+    by_values: bool = False
 
 
 def of_signature(

@@ -29,6 +29,7 @@ from openvino import opset13 as ops
 from sealserve.errors import InputError
 from sealserve.serving.runtimes.finite import losses, spoilt, unwatched
 from sealserve.serving.runtimes.loops import Bound, Index, number_of, of_node
+from sealserve.serving.runtimes.sizes import depending
 
 __all__ = ["GUARD", "add_guards", "refusal", "unguarded"]
 
@@ -48,7 +49,7 @@ _INDICES: Final = 1  # the input of each of them
 
 def unguarded(graph: ov.Model) -> list[str]:
     """What would have to be guarded and cannot be."""
-    depends = _depending(graph)
+    depends = depending(graph)
     found = set()
     for node in graph.get_ordered_ops():
         kind = node.get_type_name()
@@ -74,7 +75,7 @@ def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
     Returns:
         How many outputs were added; their names begin with `GUARD`.
     """
-    depends = _depending(graph)
+    depends = depending(graph)
     lost = losses(graph)
     results: list[Any] = []
 
@@ -207,19 +208,6 @@ def _single_elements(node: Any) -> Iterator[tuple[int, int]]:
             if shrink[entry]:
                 yield axis, entry
             axis += 1
-
-
-def _depending(graph: ov.Model) -> set[str]:
-    """The names of the nodes whose values depend on the inputs' values."""
-    found: set[str] = set()
-    for node in graph.get_ordered_ops():
-        kind = node.get_type_name()
-        if kind == "Parameter" or (
-            kind != "ShapeOf"
-            and any(_source(node, n) in found for n in range(node.get_input_size()))
-        ):
-            found.add(node.get_name())
-    return found
 
 
 def _source(node: Any, position: int) -> str:

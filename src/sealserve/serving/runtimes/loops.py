@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import openvino as ov
 
-__all__ = ["Bound", "Index", "Seen", "number_of", "of_node"]
+__all__ = ["Body", "Bound", "Index", "Seen", "bodies_of", "number_of", "of_node"]
 
 _SAME_NUMBER: Final = ("Convert", "Reshape", "Squeeze", "Unsqueeze")
 # Of their first operand they keep the first axis, or make it longer.
@@ -87,7 +87,7 @@ def of_node(node: Any, depends: set[str], indices: Any) -> Seen:
         indices: a function from a body and what depends in it to its `Index` places.
     """
     seen = Seen()
-    for body in _bodies(node, depends):
+    for body in bodies_of(node, depends):
         for index in indices(body.graph, body.depends):
             bound = body.bound(index)
             if bound is None:
@@ -108,7 +108,7 @@ def _is_known(bound: Bound) -> bool:
 
 
 @dataclass(frozen=True)
-class _Body:
+class Body:
     """One body: its graph, where its parameters come from, and what depends in it.
 
     Attributes:
@@ -183,7 +183,8 @@ class _Body:
         return outer
 
 
-def _bodies(node: Any, depends: set[str]) -> Iterator[_Body]:
+def bodies_of(node: Any, depends: set[str]) -> Iterator[Body]:
+    """The bodies of a loop or branch; of another node none."""
     kind = node.get_type_name()
     if kind == "If":
         for number, graph in enumerate((node.get_then_body(), node.get_else_body())):
@@ -202,7 +203,7 @@ def _bodies(node: Any, depends: set[str]) -> Iterator[_Body]:
         yield _body(node, node.get_body(), node.get_input_descriptions(), depends)
 
 
-def _body(node: Any, graph: ov.Model, descriptions: Any, depends: set[str]) -> _Body:
+def _body(node: Any, graph: ov.Model, descriptions: Any, depends: set[str]) -> Body:
     parameters, results = graph.get_parameters(), graph.get_results()
     outside: dict[str, Any] = {}
     fed_back: dict[str, Any] = {}
@@ -224,7 +225,7 @@ def _body(node: Any, graph: ov.Model, descriptions: Any, depends: set[str]) -> _
                 found.add(name)
         elif kind != "ShapeOf" and any(_name(each) in found for each in inner.input_values()):
             found.add(name)
-    return _Body(graph, found, outside, fed_back)
+    return Body(graph, found, outside, fed_back)
 
 
 def _counter(value: Any, entry: int) -> Any:

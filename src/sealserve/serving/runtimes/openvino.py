@@ -43,6 +43,7 @@ from sealserve.serving.runtimes.graphs import Graph, reason_of
 from sealserve.serving.runtimes.guards import GUARD, refusal
 from sealserve.serving.runtimes.lanes import Lanes
 from sealserve.serving.runtimes.tuning import Tuner
+from sealserve.serving.runtimes.ways import Lane, Way
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
 
@@ -124,15 +125,22 @@ class OpenVinoRuntime:
     def _compile(self, converted: Converted) -> _Compiled:
         graph = converted.graph
         plan = self._tuner.plan(graph.graph)
+
+        def way(properties: Mapping[str, Any]) -> Way:
+            return Way(
+                lambda: self._core.compile_model(graph.graph, _DEVICE, dict(properties)),
+                by_values=graph.by_values,
+            )
+
         try:
-            ways = [self._core.compile_model(graph.graph, _DEVICE, dict(way)) for way in plan.ways]
+            ways = [way(properties) for properties in plan.ways]
         except RuntimeError as error:
             raise Unavailable(
                 "servable.runtime_cannot",
                 f"OpenVINO cannot compile this signature: {reason_of(error)}",
                 where=converted.where,
             ) from None
-        tuning = self._tuner.tuning(ways, plan.reason)
+        tuning = self._tuner.tuning([way.model for way in ways], plan.reason)
         if self._precision == "f32" and tuning.precision != "f32":
             raise InternalError(
                 "servable.precision",
@@ -145,8 +153,8 @@ class OpenVinoRuntime:
 class _Compiled:
     """One signature, compiled one way or two, with infer requests for concurrent calls."""
 
-    def __init__(self, graph: Graph, ways: Sequence[ov.CompiledModel], tuning: Tuning) -> None:
-        model = ways[0]  # of the same graph as the other, so of the same ports
+    def __init__(self, graph: Graph, ways: Sequence[Way], tuning: Tuning) -> None:
+        model = ways[0].model  # of the same graph as the other, so of the same ports
         self.signature = graph.signature
         self.tuning = tuning
         self._inputs = {key: _position(model.inputs, name) for key, name in graph.inputs.items()}
@@ -159,11 +167,8 @@ class _Compiled:
             if name.startswith(GUARD)
         }
         counts = (tuning.streams, tuning.beside)
-        self._lanes: Lanes[Any] = Lanes(
-            *(
-                [way.create_infer_request() for _ in range(count)]
-                for way, count in zip(ways, counts, strict=False)
-            )
+        self._lanes = Lanes(
+            *([Lane(way) for _ in range(count)] for way, count in zip(ways, counts, strict=False))
         )
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -183,25 +188,14 @@ class _Compiled:
                     hint="send finite numbers",
                 )
             feeds[position] = np.asarray(inputs[key], order="C")  # a scalar stays one
-        try:
-            with self._lanes.one() as request:
-                current().check()  # it may have waited long
-                # The inputs are copied: where nothing of a graph is left between an input and an
-                # output, the plugin goes on writing into the memory of an earlier request's input.
-                request.infer(feeds, share_outputs=True)
+        with self._lanes.one() as lane:
+            current().check()  # it may have waited long
+            with lane.infer(feeds) as output:
                 for guard, position in self._guards.items():
-                    if request.get_output_tensor(position).data:
+                    if output(position):
                         raise refusal(guard)
                 # The lane goes on to others, so its outputs must be copied out.
-                return {
-                    key: np.array(request.get_output_tensor(self._outputs[key]).data)
-                    for key in outputs
-                }
-        except RuntimeError as error:
-            raise InputError(
-                "request.inference_failed",
-                f"the inputs cannot be computed together: {reason_of(error)}",
-            ) from None
+                return {key: np.array(output(self._outputs[key])) for key in outputs}
 
 
 class _AnyRank:
