@@ -26,6 +26,7 @@ from sealserve.errors import InputError, Refused
 from sealserve.logs import make_log
 from sealserve.serving.access import Gate, Peer, Role, names_of
 from sealserve.serving.config import LifeConfig, ModelConfig, ServerConfig
+from sealserve.serving.metrics import Metrics
 from sealserve.serving.rest_body import unzip
 from sealserve.wire.serving import api_pb2
 from tests.serving.conftest import Pair, Running, https_connection, make_pair, start_server
@@ -320,8 +321,17 @@ def test_metrics_have_the_originals_names_and_a_version(guarded: Running) -> Non
     buckets = [each for each in latency.samples if each.name.endswith("_bucket")]
     assert len(buckets) % 34 == 0
     assert {each.labels["entrypoint"] for each in buckets} == {"REST"}
-    assert {each.labels["API"] for each in buckets} >= {"Predict"}
+    assert {each.labels["API"] for each in buckets} >= {"predict"}
     assert ":tensorflow:serving:runtime_latency" in families
+
+
+def test_metrics_have_the_originals_labels() -> None:
+    """Dashboards select by them: REST's methods in small letters, and examples by ``model``."""
+    metrics = Metrics()
+    metrics.examples("m", 1, 3)
+    text = metrics.text()
+    assert ':tensorflow:serving:request_example_count_total{model="m",model_version="1"} 3' in text
+    assert ':tensorflow:serving:request_example_counts_sum{model="m",model_version="1"} 3' in text
 
 
 def test_cors(guarded: Running) -> None:
@@ -355,7 +365,7 @@ def test_a_request_is_known_by_its_id_and_never_by_its_values(guarded: Running) 
     lines = [json.loads(line) for line in guarded.log.getvalue().splitlines()]
     mine = [line for line in lines if line.get("id") == "mine-1"]
     assert [(line["api"], line["model"], line["status"]) for line in mine] == [
-        ("Predict", "affine", "OK")
+        ("predict", "affine", "OK")
     ]
     assert "8675309" not in guarded.log.getvalue()
 

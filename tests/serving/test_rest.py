@@ -205,6 +205,14 @@ def test_bad_paths(running: Running, method: str, path: str, status: int, error:
     assert running.rest(method, path) == (status, {"error": error})
 
 
+def test_a_target_with_scheme_and_host_is_taken_for_its_path(running: Running) -> None:
+    """As the original and RFC 9112 have it; it was a path that nothing answers."""
+    body = {"instances": [1.0]}
+    assert predict(running, body, f"https://any.host:1{AFFINE}?x=1") == (200, {"predictions": [5]})
+    assert running.rest("GET", "HTTP://any.host/v1/health/live") == (200, {"live": True})
+    assert running.rest("GET", "http://any.host")[0] == 404
+
+
 def test_in_columns_what_the_signature_does_not_know_is_passed_over(running: Running) -> None:
     """The original reads the inputs that it wants; it was an error here."""
     body = {"inputs": {"x": [1.0], "y": "anything"}}

@@ -112,13 +112,16 @@ class Metrics:
             (*model, "API", "runtime"),
             _LATENCY_BUCKETS,
         )
+        of_examples = ("model", "model_version")  # the original's label for these two
         self._examples = _Counter(
-            _prefixed("request_example_count_total"), "The total number of tf.Examples.", model
+            _prefixed("request_example_count_total"),
+            "The total number of tf.Examples.",
+            of_examples,
         )
         self._example_counts = _Histogram(
             _prefixed("request_example_counts"),
             "The distribution of tf.Examples in a request.",
-            model,
+            of_examples,
             _COUNT_BUCKETS,
         )
         self._warm_up = _Histogram(

@@ -43,9 +43,9 @@ class RestApi:
     def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
         self._methods = {
-            "predict": ("Predict", self._predict),
-            "classify": ("Classify", self._classify),
-            "regress": ("Regress", self._regress),
+            "predict": self._predict,
+            "classify": self._classify,
+            "regress": self._regress,
         }
 
     def find(self, method: str, path: str) -> tuple[str, Work]:
@@ -59,8 +59,8 @@ class RestApi:
             InputError: as `no_such_path`, or ``request.version_invalid``.
         """
         if method == "POST" and (match := _ASK.fullmatch(path)):
-            api, ask = self._methods[match["method"].lower()]
-            spec = _spec(match)
+            api = match["method"].lower()  # what the original's metrics call it, too
+            ask, spec = self._methods[api], _spec(match)
             return api, lambda body, call: ask(spec, body, call)
         if method == "GET" and (match := _METADATA.fullmatch(path)):
             spec = _spec(match)

@@ -13,15 +13,18 @@ Rules this module keeps:
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sealserve.errors import InputError, SealserveError
 from sealserve.logs import Log
@@ -48,6 +51,7 @@ _CORS = {
     "access-control-allow-methods": "POST, GET",
     "access-control-allow-headers": "Content-Type",
 }
+_HOST = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 _LIVE = ("/v1/health/live", "/v2/health/live")
 _READY = ("/v1/health/ready", "/v2/health/ready")
 
@@ -88,7 +92,7 @@ class RestFront:
             routes=[Route("/{path:path}", self._answer, methods=methods)],
             exception_handlers={HTTPException: _malformed},
         )
-        self._server = HttpServer(application, config, tls, keys=gate.takes_keys)
+        self._server = HttpServer(_of_any_form(application), config, tls, keys=gate.takes_keys)
         self.port = self._server.port
 
     def start(self) -> None:
@@ -206,6 +210,18 @@ async def _gone(request: Request) -> None:
     """Return when the client has gone; what it sends meanwhile is not wanted."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _of_any_form(application: ASGIApp) -> ASGIApp:
+    """Take a target with scheme and host, as to a proxy (RFC 9112, 3.2.2), for its path."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (host := _HOST.match(scope["raw_path"])):
+            path = scope["raw_path"][host.end() :] or b"/"
+            scope = {**scope, "raw_path": path, "path": unquote(path.decode("latin-1"))}
+        await application(scope, receive, send)
+
+    return answer
 
 
 def _peer(request: Request) -> Peer:
