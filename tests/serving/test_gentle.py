@@ -70,6 +70,20 @@ def test_nothing_is_lowered_that_could_not_be_raised(
     assert gentle._may_be_raised_to(priority_of(os.getpid()))
 
 
+def test_a_thread_that_appears_when_none_seemed_low_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel copies its maker's priority before the thread is listed."""
+    looks: list[list[int]] = [[1], [], [2], [], []]
+    raised: list[int] = []
+    monkeypatch.setattr(gentle, "_threads", lambda _: iter(looks.pop(0)))
+    monkeypatch.setattr(gentle, "_priority", lambda _, normal: normal + 10)
+    monkeypatch.setattr(gentle, "_set", lambda thread, _: raised.append(thread))
+    gentle.raise_again(os.getpid())
+    assert raised == [1, 2]
+    assert looks == []
+
+
 MAKES_THREADS = """
 import threading, time
 def make(left):

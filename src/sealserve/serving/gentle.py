@@ -14,6 +14,7 @@ import contextlib
 import os
 import resource
 import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,9 @@ from typing import Final
 __all__ = ["gentle", "give_way", "is_beside_requests", "is_gentle", "raise_again"]
 
 _LOWER: Final = 10
+# A thread has its maker's priority some time before it can be seen: look once more.
+_LOOKS: Final = 2
+_PAUSE_SECONDS: Final = 0.01
 _CAP_SYS_NICE: Final = 23
 _STATUS: Final = Path("/proc/self/status")
 _THREAD: Final = threading.local()
@@ -77,13 +81,18 @@ def _normal() -> int:
 
 
 def _raise(process: int, normal: int, but: Collection[int] = ()) -> None:
-    while low := [
-        thread
-        for thread in _threads(process)
-        if thread not in but and _priority(thread, normal) > normal
-    ]:
+    looks = 0
+    while looks < _LOOKS:
+        low = [
+            thread
+            for thread in _threads(process)
+            if thread not in but and _priority(thread, normal) > normal
+        ]
         for thread in reversed(low):  # the youngest, which is the likeliest to make one, first
             _set(thread, normal)
+        looks = 0 if low else looks + 1
+        if not low:
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _priority(thread: int, otherwise: int) -> int:
