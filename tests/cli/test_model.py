@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sealserve.cli import model as model_cli
-from sealserve.errors import SealserveError
+from sealserve.errors import SealserveError, Unavailable
 from sealserve.model import catalogue
 from sealserve.model.graphdef import GraphBuilder
 from sealserve.wire.tensorflow import graph_pb2, tensor_pb2
@@ -80,6 +80,7 @@ def test_a_frozen_graph_is_imported_and_shown(frozen: Path, tmp_path: Path) -> N
     assert imported["path"] == str(out / "net" / "2")
     shown = as_json("show", out / "net" / "2")
     assert shown["signatures"] == imported["signatures"]
+    assert as_json("show", out / "net") == shown  # of a base path the newest version
     (signature,) = shown["signatures"]
     assert signature["outputs"][0]["shape"] == [None, 4]
     assert "in   input: DT_FLOAT [?, 4] (input:0)" in run("show", frozen).stdout
@@ -213,6 +214,18 @@ def test_without_a_network_there_is_one_line_and_a_hint(tmp_path: Path) -> None:
 def test_each_command_teaches_by_an_example(command: str) -> None:
     shown = run(command, "--help").stdout
     assert f"Example: sealserve model {command}" in " ".join(shown.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_where_there_is_no_model_the_next_step_is_told(tmp_path: Path, command: str) -> None:
+    """It was told that saved_model.pb cannot be read, wherever one looked."""
+    (tmp_path / "models" / "net" / "1").mkdir(parents=True)
+    for place in ("models", "models/net"):
+        with pytest.raises(Unavailable) as caught:
+            run(command, tmp_path / place)
+        assert caught.value.code == "file.unreadable"
+        assert "there is n" in caught.value.message
+        assert caught.value.hint
 
 
 def known(path: Path, **outputs: Any) -> Path:

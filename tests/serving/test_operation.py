@@ -206,6 +206,8 @@ def test_a_certificate_with_names_of_an_unknown_kind_means_nobody() -> None:
         "admin: any",
         "admins: [a]",
         "predict: some",
+        'admin: ["sha256:0f3a"]',  # was a name that nobody has
+        "predict: ['']",
         "api_keys: [{name: a, sha256: abc, roles: [predict]}]",
         "api_keys: [{name: a, sha256: '" + 64 * "0" + "', roles: [root]}]",
         "api_keys: [{name: a, sha256: '" + 64 * "0" + "', roles: []}]",

@@ -210,15 +210,23 @@ def write_config(
 
 @app.command("show")
 def show_model(
-    path: Annotated[Path, typer.Argument(help="A SavedModel directory or a frozen graph (.pb).")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A version directory, a base path (its newest version), a frozen graph (.pb) "
+            "or an ONNX file."
+        ),
+    ],
     as_json: console.JsonFlag = False,
 ) -> None:
     """Print what a model takes and gives.
 
-    Example: sealserve model show models/resnet50-v15-fp32/1
+    Example: sealserve model show models/resnet50-v15-fp32
     """
     from sealserve.model.describe import describe
+    from sealserve.serving.versions import newest_version
 
+    path = newest_version(path) if path.is_dir() else path
     signatures = describe(path)
     console.emit(
         {"path": str(path), "signatures": [signature.to_dict() for signature in signatures]},

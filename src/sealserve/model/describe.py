@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from sealserve.errors import Unavailable
 from sealserve.model import graphdef
 from sealserve.model.onnx_model import FILE_NAME, read_onnx
 from sealserve.model.signature import (
@@ -37,6 +38,13 @@ def describe(path: Path) -> tuple[Signature, ...]:
         return (read_onnx(path / FILE_NAME).signature,)
     if path.is_dir():
         file = path / _SAVED_MODEL
+        if not file.exists():
+            raise Unavailable(
+                "file.unreadable",
+                f"there is neither {_SAVED_MODEL} nor {FILE_NAME}",
+                where=str(path),
+                hint="`sealserve model check` reads TensorFlow Lite and OpenVINO IR files too",
+            )
         model = parse_saved_model(read_graph_file(file), str(file))
         signatures = next(filter(serves, model.meta_graphs)).signature_def
         return tuple(

@@ -25,18 +25,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sealserve import strict_yaml
 from sealserve.certificates import UNREADABLE
@@ -50,6 +51,7 @@ _MAX_FILE_BYTES = 2**20
 _MAX_NODES = 20_000
 _LOOK_SECONDS = 1.0
 _MAX_KEY_CHARS = 512
+_FINGERPRINT = re.compile("sha256:[0-9a-f]{64}")
 
 
 class Role(Enum):
@@ -76,6 +78,15 @@ class Peer:
 _Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
 
+def _checked(name: str) -> str:
+    if not name or (name.startswith("sha256:") and not _FINGERPRINT.fullmatch(name)):
+        raise ValueError("a name is not empty; a fingerprint is sha256: and 64 digits of 0-9a-f")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_checked)]
+
+
 class _Key(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -89,9 +100,9 @@ class AccessRules(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    predict: Literal["any"] | list[str] = []
-    metrics: Literal["any"] | list[str] = []
-    admin: list[str] = []
+    predict: Literal["any"] | list[_Name] = []
+    metrics: Literal["any"] | list[_Name] = []
+    admin: list[_Name] = []
     api_keys: list[_Key] = []
 
     def allows(self, role: Role, peer: Peer, *, anonymous: bool) -> bool:

@@ -53,5 +53,5 @@ def find_versions(config: ModelConfig) -> dict[int, Path]:
 
 def newest_version(path: Path) -> Path:
     """The newest version directory of a base path; the path itself where it has none."""
-    versions = find_versions(ModelConfig("", path))
+    versions = find_versions(ModelConfig(path.name, path))
     return versions[max(versions)] if versions else path

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from sealserve.errors import InputError
+from sealserve.errors import InputError, Unavailable
 from sealserve.wire.graphs import read_graph_file
 from sealserve.wire.tensorflow import graph_pb2
 
@@ -88,6 +88,13 @@ def read_meta_graph(path: Path, tags: tuple[str, ...]) -> graph_pb2.MetaGraphDef
         Unavailable: ``file.unreadable``.
     """
     file = path / FILE_NAME
+    if not file.exists():
+        raise Unavailable(
+            "file.unreadable",
+            "there is no model: no saved_model.pb, model.tflite, model.onnx or model.xml",
+            where=str(path),
+            hint="a model has a directory for each version, with a number for a name",
+        )
     try:
         saved = graph_pb2.SavedModel.FromString(read_graph_file(file))
     except DecodeError:
