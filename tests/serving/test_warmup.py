@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -15,11 +17,13 @@ from hypothesis import strategies as st
 from sealserve.errors import InputError
 from sealserve.logs import make_log
 from sealserve.serving.catalog import Catalog, ModelSpec
-from sealserve.serving.config import ModelConfig, ServerConfig
+from sealserve.serving.config import ModelConfig, RuntimeConfig, ServerConfig
 from sealserve.serving.metrics import Metrics
+from sealserve.serving.runtimes import openvino
 from sealserve.serving.warmup import FILE, WarmUp, read_records
 from sealserve.wire.serving import api_pb2
-from sealserve.wire.tensors import to_proto
+from sealserve.wire.tensors import Array, to_proto
+from tests.serving.conftest import question_of
 from tests.serving.fakes import FakeRuntime, make_versions
 
 
@@ -95,6 +99,35 @@ def test_a_bad_record_fails_the_load(tmp_path: Path, content: bytes, words: str)
     assert words in status.message
     assert runtime.models["m/1"].closed
     catalog.close()
+
+
+def test_each_inference_that_may_run_beside_others_is_warmed_up(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = question_of(models, "small")
+    log = api_pb2.PredictionLog()
+    for key, array in asked.inputs.items():
+        log.predict_log.request.inputs[key].CopyFrom(to_proto(array))
+    version = tmp_path / "small" / "1"
+    shutil.copytree(models / "small" / "1", version)
+    (version / FILE).parent.mkdir(exist_ok=True)
+    (version / FILE).write_bytes(record(log.SerializeToString()))
+    lanes: list[object] = []
+    infer = openvino._Compiled._infer
+
+    def watched(self: openvino._Compiled, lane: object, *rest: Any) -> dict[str, Array]:
+        lanes.append(lane)
+        return infer(self, lane, *rest)
+
+    monkeypatch.setattr(openvino._Compiled, "_infer", watched)
+    runtime = openvino.OpenVinoRuntime(RuntimeConfig(), make_log(io.StringIO()))
+    model = runtime.load(version)
+    WarmUp(ServerConfig(()), Metrics())("small", 1, version, model)
+    tuning = model.tuning["serving_default"]
+    assert len(lanes) == len(set(map(id, lanes))) == tuning.streams + tuning.beside
+    model.run("serving_default", asked.inputs, ["logits"])
+    assert len(lanes) == tuning.streams + tuning.beside + 1
+    model.close()
 
 
 def test_warm_up_can_be_switched_off(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Warm-up: the requests that a model brings along are answered before it is served.
 
 ``assets.extra/tf_serving_warmup_requests`` is a TFRecord file of ``PredictionLog``. The
-first request after a load is slow; replaying these makes that request one of ours.
+first request after a load is slow, and so is the first of each inference that may run beside
+others; replaying these in all of them makes that request one of ours.
 
 Rules this module keeps:
 
@@ -74,7 +75,8 @@ class WarmUp:
         return model
 
     def _replay(self, name: str, version: int, file: Path, model: Model) -> None:
-        service = PredictionService(Dataplane(Table.of(name, version, model)), self._config)
+        table = Table.of(name, version, model.for_warm_up())
+        service = PredictionService(Dataplane(table), self._config)
         for number, record in enumerate(read_records(file, self._config.max_request_bytes)):
             if number == _MAX_RECORDS:
                 raise InputError(

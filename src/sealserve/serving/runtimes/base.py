@@ -136,6 +136,10 @@ class Model(ABC):
         """
         return None
 
+    def for_warm_up(self) -> Model:
+        """The same, before anybody else uses it: a run is done wherever a later one may be."""
+        return self
+
     def hurry(self) -> None:  # noqa: B027 - most have nothing that waits
         """No more runs will come: let those under way wait for no others."""
 

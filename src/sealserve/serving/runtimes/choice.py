@@ -135,6 +135,9 @@ class _SharedModel(Model):
     def made_up(self, signature: str, number: int) -> Mapping[str, Array] | None:
         return self._part(signature).made_up(signature, number)
 
+    def for_warm_up(self) -> Model:
+        return _SharedModel(*(part.for_warm_up() for part in self._parts))
+
     def _part(self, signature: str) -> Model:
         return next(part for part in self._parts if signature in part.signatures)
 

@@ -40,6 +40,10 @@ class Lanes(Generic[Lane]):
         self._lock = threading.Lock()
         self._waiting: deque[_Turn[Lane]] = deque()
 
+    def every(self) -> Sequence[Lane]:
+        """All lanes, while nobody else uses them yet."""
+        return [*self._alone, *self._beside]
+
     @contextmanager
     def one(self) -> Iterator[Lane]:
         """Wait for a turn, and give the lane back afterwards."""

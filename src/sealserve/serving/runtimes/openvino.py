@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,20 @@ class _Compiled:
             *([Lane(way) for _ in range(count)] for way, count in zip(ways, counts, strict=False))
         )
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], *, everywhere: bool = False
+    ) -> dict[str, Array]:
+        """Compute in one lane, or in each, for those that are to be no lane's first request."""
+        feeds = self._feeds(inputs)
+        if everywhere:
+            first, *_ = [self._infer(lane, feeds, outputs) for lane in self._lanes.every()]
+            return first
+        with self._lanes.one() as lane:
+            current().check()  # it may have waited long
+            return self._infer(lane, feeds, outputs)
+
+    def _feeds(self, inputs: Mapping[str, Array]) -> dict[int, Array]:
+        """The inputs by position, if they are such as OpenVINO computes with rightly."""
         feeds = {}
         for key, position in self._inputs.items():
             _check_range(key, inputs[key])
@@ -188,14 +202,17 @@ class _Compiled:
                     hint="send finite numbers",
                 )
             feeds[position] = np.asarray(inputs[key], order="C")  # a scalar stays one
-        with self._lanes.one() as lane:
-            current().check()  # it may have waited long
-            with lane.infer(feeds) as output:
-                for guard, position in self._guards.items():
-                    if output(position):
-                        raise refusal(guard)
-                # The lane goes on to others, so its outputs must be copied out.
-                return {key: np.array(output(self._outputs[key])) for key in outputs}
+        return feeds
+
+    def _infer(
+        self, lane: Lane, feeds: Mapping[int, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        with lane.infer(feeds) as output:
+            for guard, position in self._guards.items():
+                if output(position):
+                    raise refusal(guard)
+            # The lane goes on to others, so its outputs must be copied out.
+            return {key: np.array(output(self._outputs[key])) for key in outputs}
 
 
 class _AnyRank:
@@ -217,12 +234,14 @@ class _AnyRank:
         self._lock = threading.Lock()
         self._others: dict[tuple[int, ...], _Compiled | SealserveError] = {}
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], *, everywhere: bool = False
+    ) -> dict[str, Array]:
         ranks = {key: inputs[key].ndim for key in sorted(inputs)}
         stated = self._first.signature.inputs
         if all(_has_rank(stated[key], rank) for key, rank in ranks.items()):
-            return self._first.run(inputs, outputs)
-        return self._of(ranks).run(inputs, outputs)
+            return self._first.run(inputs, outputs, everywhere=everywhere)
+        return self._of(ranks).run(inputs, outputs, everywhere=everywhere)
 
     def _of(self, ranks: Mapping[str, int]) -> _Compiled:
         shape = tuple(ranks.values())
@@ -251,10 +270,12 @@ class _ExampleFed:
         self._behind = behind
         self._cut = cut
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], *, everywhere: bool = False
+    ) -> dict[str, Array]:
         feeds = {key: array for key, array in inputs.items() if key != self._cut.examples}
         feeds |= parse_examples(inputs[self._cut.examples], self._cut.features)
-        return self._behind.run(feeds, outputs)
+        return self._behind.run(feeds, outputs, everywhere=everywhere)
 
     def made_up(self, number: int) -> dict[str, Array] | None:
         """One row of inputs, if examples are all that the signature takes."""
@@ -280,11 +301,17 @@ class _OpenVinoModel(Model):
         self.refused = refused
         self.tuning = {key: each.tuning for key, each in compiled.items()}
         self._compiled = compiled
+        self._everywhere = False
 
     def run(
         self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
-        return self._compiled[signature].run(inputs, outputs)
+        return self._compiled[signature].run(inputs, outputs, everywhere=self._everywhere)
+
+    def for_warm_up(self) -> Model:
+        model = copy(self)
+        model._everywhere = True
+        return model
 
     def made_up(self, signature: str, number: int) -> Mapping[str, Array] | None:
         computed = self._compiled[signature]
