@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import io
 import json
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +17,13 @@ import grpc
 import numpy as np
 import pytest
 
+from sealserve.logs import make_log
 from sealserve.model.catalogue import built
 from sealserve.model.importer import import_model
+from sealserve.serving.config import RuntimeConfig
+from sealserve.serving.memory import return_memory, settle_down
+from sealserve.serving.runtimes import conversion
+from sealserve.serving.runtimes.openvino import OpenVinoRuntime
 from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensors import Array, to_proto
 from tests.serving.conftest import OWNER_NAME, make_pair, ssl_config
@@ -127,3 +135,40 @@ def test_a_model_that_comes_and_goes_leaves_no_memory(server: Served, name: str)
     print(f"{name}: KiB after cycles {memory}")
     assert memory[-1] <= 1.1 * memory[1]
     assert server.workers() == []
+
+
+def test_what_is_refused_keeps_no_graph(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames that an error came through did: weights, for as long as the model was there."""
+    graphs = []
+
+    def seen(graph: object) -> list[str]:
+        graphs.append(weakref.ref(graph))
+        return ["everything"]
+
+    monkeypatch.setattr(conversion, "inexact_operations", seen)
+    gc.disable()
+    try:
+        loader = OpenVinoRuntime(RuntimeConfig(), make_log(io.StringIO()))
+        model = loader.load(models / "small" / "1")
+        assert model.refused["serving_default"].code == "servable.inexact"
+        assert [graph() for graph in graphs] == [None]
+    finally:
+        gc.enable()
+
+
+class _Round:
+    """Garbage that only a search finds."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_garbage_is_looked_for_among_what_came_after_the_start() -> None:
+    settle_down()
+    try:
+        assert gc.get_freeze_count() > 10_000
+        gone = weakref.ref(_Round())
+        return_memory()
+        assert gone() is None
+    finally:
+        gc.unfreeze()

@@ -5,6 +5,8 @@ Rules this module keeps:
 * Weights are kept apart from everything small, so that nothing small that lives on keeps
   them from going back: glibc would begin to put them together after the first model.
 * What else was freed goes back when a model has gone.
+* Garbage is looked for among what came after the start: going through all that a server
+  is made of holds the interpreter's lock, and every request, for tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import ctypes
 import gc
 from typing import Final
 
-__all__ = ["keep_weights_apart", "return_memory"]
+__all__ = ["keep_weights_apart", "return_memory", "settle_down"]
 
 # glibc's mallopt.
 _TRIM_THRESHOLD: Final = -1
@@ -30,6 +32,12 @@ def keep_weights_apart() -> None:
     if choose is not None:
         choose(_MMAP_THRESHOLD, _LARGE_BYTES)
         choose(_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def settle_down() -> None:
+    """Take what there is now for lasting; for the whole process, once it has started."""
+    gc.collect()
+    gc.freeze()
 
 
 def return_memory() -> None:

@@ -34,7 +34,7 @@ from sealserve.serving.grpc_front import GrpcFront
 from sealserve.serving.grpc_method import Methods
 from sealserve.serving.grpc_services import PredictionService
 from sealserve.serving.health import Health
-from sealserve.serving.memory import keep_weights_apart
+from sealserve.serving.memory import keep_weights_apart, settle_down
 from sealserve.serving.metrics import Metrics
 from sealserve.serving.model_service import ModelService
 from sealserve.serving.rest_front import RestFront
@@ -248,5 +248,6 @@ def run(config: ServerConfig) -> None:
     server = Server(config)
     with StopSignals() as stopping:
         server.start()
+        settle_down()
         stopping.wait()
         server.stop()

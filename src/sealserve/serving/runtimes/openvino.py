@@ -91,7 +91,7 @@ class OpenVinoRuntime:
                 except SealserveError as error:
                     if conversion.is_file:
                         raise
-                    refused[each.key] = error
+                    refused[each.key] = _bare(error)
                     if each.keeps_state:
                         keeping.add(each.key)
                 del each  # not while the next one is converted
@@ -319,6 +319,12 @@ class _OpenVinoModel(Model):
 
     def close(self) -> None:
         self._compiled.clear()
+
+
+def _bare(error: SealserveError) -> SealserveError:
+    """Without the frames that it came through: they hold graphs for as long as it is kept."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _make_first_tensor() -> None:
