@@ -111,8 +111,11 @@ def test_the_log_has_an_id_for_every_request_and_nothing_that_was_in_it(own: Run
             (good.SerializeToString(), bad.SerializeToString(), half.SerializeToString()[:-2])
         ):
             metadata = [("x-request-id", f"grpc-{number}"), ("authorization", "Bearer s3cr3t")]
-            error = call.future(raw, timeout=20, metadata=metadata).exception()
+            asked = call.future(raw, timeout=20, metadata=metadata)
+            error = asked.exception()
             assert (error is not None) == (number > 0)
+            # It came back with errors only.
+            assert ("x-request-id", f"grpc-{number}") in asked.trailing_metadata()
             assert "8675309" not in str(error)
     bodies = (
         {"instances": planted.tolist()},

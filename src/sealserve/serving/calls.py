@@ -39,6 +39,7 @@ class Call:
         id: the caller's id for it, or one of ours.
         model: what was asked for, once that is known.
         version: what answered, once that is known.
+        is_named: the id is the caller's.
     """
 
     api: str
@@ -48,9 +49,11 @@ class Call:
     model: str = ""
     version: int | None = None
     begun: float = field(default_factory=time.perf_counter)
+    is_named: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        if not _PLAIN.fullmatch(self.id):
+        self.is_named = _PLAIN.fullmatch(self.id) is not None
+        if not self.is_named:
             self.id = secrets.token_hex(8)
 
 
@@ -66,6 +69,10 @@ class Calls:
     def quiet(self) -> float:
         """Seconds since a call was answered."""
         return time.monotonic() - self._latest
+
+    def is_spoken_of(self, call: Call) -> bool:
+        """Whether one that succeeds is known by its id to somebody: to its caller or in the log."""
+        return call.is_named or self._log_all
 
     def ended(self, call: Call, status: Status, error: SealserveError | None = None) -> None:
         """The call has been answered."""

@@ -46,7 +46,7 @@ def _no_effect(name: str, default: bool | int | str, why: str) -> Flag:
     return Flag(name, default, why, Effect.WARNED)
 
 
-_NO_TENSORFLOW = "there is no TensorFlow in this server"
+_NO_TENSORFLOW = "models run on OpenVINO; a TensorFlow worker has no such setting"
 _NO_POOLS = (
     "OpenVINO runs .tflite files, and --tensorflow_inter_op_parallelism says how many at once"
 )

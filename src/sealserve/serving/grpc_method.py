@@ -72,6 +72,8 @@ class Methods:
                 self.log.error("unexpected", error=type(error).__name__, front="grpc", id=call.id)
                 status, message = Status.INTERNAL, f"unexpected {type(error).__name__}"
             else:
+                if self.calls.is_spoken_of(call):
+                    context.set_trailing_metadata(((REQUEST_ID, call.id),))
                 self.calls.ended(call, Status.OK)
                 return response
             context.set_code(_CODES[status])
