@@ -4,7 +4,7 @@
 signature ``DIR/<name>.<signature>.npz`` with ``in_<key>`` and ``out_<key>``: what
 TensorFlow itself returns for those inputs. What only TensorFlow computes so stands
 in ``DIR/only_tensorflow``, and what one test each needs in ``DIR/more`` (more_models.py,
-exact_models.py).
+kind_models.py, exact_models.py).
 """
 
 import contextlib
@@ -14,7 +14,8 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-import exact_models  # beside this file, as the next
+import exact_models  # beside this file, as the next two
+import kind_models
 import more_models
 import numpy as np
 import tensorflow as tf
@@ -448,4 +449,5 @@ for rank in (1, 2, 3, 4):  # TensorFlow Serving resizes the inputs to what it is
 np.savez(LITE.parent / "ranks.npz", **ranks)
 
 more_models.make(ROOT / "more")
+kind_models.make(ROOT / "more" / "kinds")
 exact_models.make(ROOT / "more" / "exact")
