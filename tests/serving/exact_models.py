@@ -144,6 +144,84 @@ COUNTED = {
 }
 PLACES = [np.array(each, "i4") for each in ([0, 1, 2, 3], [5, 1, 0], [-1, 1, 0, 0], [3], [3, 2])]
 
+MATRIX = np.linspace(-2, 2, 12, dtype="f4").reshape(4, 3)
+
+
+def rest(x):
+    """All but the first of an axis of unknown length: nothing of an axis of one."""
+    return x[:, 1:]
+
+
+def large(x):
+    """The rows that begin with a large number: none of most."""
+    return tf.boolean_mask(x, x[:, :, 0] > 100.0)
+
+
+# Of something empty OpenVINO makes what TensorFlow makes; all of them in one signature.
+RIGHT = {
+    "doubled": lambda x: rest(x) * 2.0,
+    "above": lambda x: rest(x) > 0.0,
+    "tanh": lambda x: tf.tanh(rest(x)),
+    "chosen": lambda x: tf.where(rest(x) > 0.0, rest(x), -1.0),
+    "sum": lambda x: tf.reduce_sum(rest(x), 1),
+    "product": lambda x: tf.reduce_prod(rest(x), 1),
+    "any": lambda x: tf.reduce_any(rest(x) > 0.0, 1),
+    "every": lambda x: tf.reduce_all(rest(x) > 0.0, 1),
+    "joined": lambda x: tf.concat([rest(x), x], 1),
+    "padded": lambda x: tf.pad(rest(x), [[0, 0], [1, 2], [0, 0]], constant_values=5.0),
+    "tiled": lambda x: tf.tile(rest(x), [1, 2, 1]),
+    "softmax": lambda x: tf.nn.softmax(rest(x)),
+    "summed": lambda x: tf.cumsum(rest(x), 1),
+    "turned": lambda x: tf.transpose(rest(x), [1, 0, 2]),
+    "flat": lambda x: tf.reshape(rest(x), [-1]),
+    "size": lambda x: tf.shape(rest(x)),
+    "part": lambda x: tf.split(rest(x), 2, 2)[0],
+    "columns": lambda x: tf.gather(rest(x), [0, 2], axis=2),
+    "where": lambda x: tf.where(large(x) > 0.0),
+    "mask": large,
+    "total": lambda x: tf.reduce_sum(large(x), 0),
+    "with_first": lambda x: tf.concat([large(x), x[0]], 0),
+    "product_of_rows": lambda x: large(x) @ MATRIX,
+}
+EMPTIED = {
+    "largest": lambda x: tf.reduce_max(rest(x), 1),
+    "mean": lambda x: tf.reduce_mean(rest(x), 1),
+    "place": lambda x: tf.argmax(rest(x), 1, tf.int32),
+    "top": lambda x: tf.math.top_k(tf.transpose(rest(x), [0, 2, 1]), 1)[0],
+    "first": lambda x: tf.gather(rest(x), [0], axis=1),
+    "attention": lambda x: tf.nn.softmax(tf.matmul(x, rest(x), transpose_b=True)) @ rest(x),
+    "larger": lambda x: tf.image.resize(rest(x)[..., tf.newaxis], [3, 4]),
+    "loop": lambda x: tf.map_fn(lambda row: row * 2.0, rest(x)[0]),
+    "largest_of_large": lambda x: tf.reduce_max(large(x), 0),
+    "mean_of_large": lambda x: tf.reduce_mean(large(x), 0),
+    "cut": lambda x: tf.reduce_max(x[0, : tf.cast(x[0, 0, 0], tf.int32) - 200], 0),
+}
+SHORTER = {
+    "branch": lambda x: tf.cond(x[0, 0, 0] > 0, lambda: tf.reduce_max(x[:, 1:], 1), lambda: x[:, 0])
+}
+NARROW = {
+    "uint8": lambda x: tf.cast(x, tf.uint8),
+    "int8": lambda x: tf.cast(x, tf.int8),
+    "uint16": lambda x: tf.cast(x, tf.uint16),
+    "int16": lambda x: tf.cast(x, tf.int16),
+}
+SIZES = [
+    np.linspace(199, 299, 24, dtype="f4").reshape(2, 3, 4).round() + 2,
+    np.full((2, 1, 4), 1.5, "f4"),
+    np.full((1, 1, 4), -2, "f4"),
+    np.linspace(201, 299, 40, dtype="f4").reshape(2, 5, 4).round(),
+]
+CASTS = [
+    np.array(each, "f4")
+    for each in (
+        [0, 1, 127.9, 5],
+        [-0.9, 3, 4, 5],
+        [255.9, 128, 0, 1],
+        [-1, -128.9, 0, 1],
+        [70000.0],
+    )
+]
+
 PLAIN = np.array([[0.5, 1.5, 2.0, 3.0], [4.0, 0.125, 1.0, 7.0]], "f4")
 
 
@@ -153,19 +231,27 @@ def with_one(value):
     return array
 
 
+def together_of(operations):
+    """One signature of many operations."""
+    return lambda x: {name: f(x) for name, f in operations.items()}
+
+
 def make(root):
     root.mkdir()
     numbers = [PLAIN, with_one(np.nan), with_one(np.inf), with_one(-2.0), -PLAIN]
-    keeping = {"all": lambda x: {name: f(x) for name, f in KEEPING.items()}}
     for name, operations, shape, inputs in (
         ("passed_on", PASSED_ON, [None], [np.full(5, n, "i4") for n in range(2)]),
-        ("keeping", keeping, [None, 4], numbers),
+        ("keeping", {"all": together_of(KEEPING)}, [None, 4], numbers),
         ("losing", LOSING, [None, 4], numbers),
         ("born", BORN, [None, 4], numbers),
         ("harmless", HARMLESS, [None, 4], numbers),
         ("trap_looped", LOOPED, [None, 4], []),
         ("trap_within", WITHIN, [3], PLACES[:0]),
         ("counted", COUNTED, [None], PLACES),
+        ("right", {"all": together_of(RIGHT)}, [None, None, 4], SIZES),
+        ("emptied", EMPTIED, [None, None, 4], SIZES),
+        ("trap_shorter", SHORTER, [None, None, 4], []),
+        ("narrow", NARROW, [None], CASTS),
     ):
         module = tf.Module()
         dtype = tf.int32 if name in ("passed_on", "trap_within", "counted") else tf.float32

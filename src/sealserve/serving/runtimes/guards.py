@@ -27,6 +27,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from sealserve.errors import InputError
+from sealserve.serving.runtimes.empties import empty_operands, is_wrong, unwatched_empties
 from sealserve.serving.runtimes.finite import losses, spoilt, unwatched
 from sealserve.serving.runtimes.loops import Bound, Index, number_of, of_node
 from sealserve.serving.runtimes.sizes import depending
@@ -34,7 +35,13 @@ from sealserve.serving.runtimes.sizes import depending
 __all__ = ["GUARD", "add_guards", "refusal", "unguarded"]
 
 GUARD: Final = "guard."
-_INDEX, _FINITE = "index", "finite"
+_INDEX, _EMPTY, _FINITE, _RANGE = "index", "empty", "finite", "range"
+_NARROW: Final = {
+    ov.Type.i8: (-128, 127),
+    ov.Type.u8: (0, 255),
+    ov.Type.i16: (-(2**15), 2**15 - 1),
+    ov.Type.u16: (0, 2**16 - 1),
+}
 _WRITES: Final = (
     "ScatterUpdate",
     "ScatterElementsUpdate",
@@ -62,7 +69,7 @@ def unguarded(graph: ov.Model) -> list[str]:
             shape = node.input(_INDICES).get_partial_shape()
             if shape.rank.is_dynamic or shape[len(shape) - 1].is_dynamic:
                 found.add("GatherND by indices of unknown length")
-    return sorted(found) + unwatched(graph)
+    return sorted(found) + unwatched(graph) + unwatched_empties(graph)
 
 
 def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
@@ -76,7 +83,7 @@ def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
         How many outputs were added; their names begin with `GUARD`.
     """
     depends = depending(graph)
-    lost = losses(graph)
+    lost, empty = losses(graph), empty_operands(graph)
     results: list[Any] = []
 
     def watch(wrong: Any, what: str) -> None:
@@ -87,8 +94,12 @@ def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
     for node in graph.get_ordered_ops():
         for wrong in _guards(node, depends, from_the_end):
             watch(wrong, _INDEX)
+        if _narrows(node) and node.get_name() in depends:
+            watch(_beyond(node), _RANGE)
         for bound in of_node(node, depends, _indices_within).bounds:
             watch(_too_far(bound), _INDEX)
+    for operand in empty:
+        watch(is_wrong(operand), _EMPTY)
     for value, infinity in lost:
         watch(spoilt(value, infinity=infinity), _FINITE)
     if results:
@@ -101,6 +112,17 @@ def refusal(guard: str) -> InputError:
     """What to say to inputs for which a guard is true."""
     if guard.startswith(f"{GUARD}{_INDEX}."):
         return InputError("request.index_range", "an index is beyond the end of what it indexes")
+    if guard.startswith(f"{GUARD}{_RANGE}."):
+        return InputError(
+            "request.value_range",
+            "a number within the graph is beyond the 8- or 16-bit integer that it is cast to",
+        )
+    if guard.startswith(f"{GUARD}{_EMPTY}."):
+        return InputError(
+            "request.empty_input",
+            "the inputs lead to an empty tensor within the graph, "
+            "which the OpenVINO runtime does not compute with",
+        )
     return InputError(
         "request.not_finite",
         "the inputs lead to a NaN or an Infinity within the graph, "
@@ -132,11 +154,26 @@ def _guards(node: Any, depends: set[str], from_the_end: bool) -> Iterator[Any]:
             yield _outside(begin, size, from_the_end=True)
 
 
+def _narrows(node: Any) -> bool:
+    """Whether a node casts floats to integers that hold few of them."""
+    if node.get_type_name() != "Convert" or node.get_output_element_type(0) not in _NARROW:
+        return False
+    return bool(node.get_input_element_type(0).is_real())
+
+
+def _beyond(node: Any) -> Any:
+    """Whether a float, cut at its point, lies beyond the integers that it is cast to."""
+    least, largest = _NARROW[node.get_output_element_type(0)]
+    value = ops.convert(node.input_value(0), "f32")
+    low, high = (ops.constant(np.float32(each)) for each in (least - 1, largest + 1))
+    return ops.logical_or(ops.less_equal(value, low), ops.greater_equal(value, high))
+
+
 def _indices_within(body: ov.Model, depends: set[str]) -> Iterator[Index]:
     """What is indexed in the body of a loop or branch by what depends on inputs or turns."""
     for node in body.get_ordered_ops():
         kind = node.get_type_name()
-        if kind == "Unique":
+        if kind == "Unique" or (_narrows(node) and node.get_name() in depends):
             yield Index(kind, None, 0, None, 0)
         elif kind == "StridedSlice":
             for axis, entry in _single_elements(node):

@@ -8,7 +8,7 @@ import openvino as ov
 
 from sealserve.serving.runtimes.loops import bodies_of
 
-__all__ = ["by_values", "depending"]
+__all__ = ["by_values", "depending", "is_sized_by_values"]
 
 _ALWAYS: Final = frozenset(("NonZero", "NonMaxSuppression", "Unique"))
 # The inputs of each that say how large its output is.
@@ -51,10 +51,11 @@ def by_values(graph: ov.Model) -> bool:
 
 
 def _by_values(graph: ov.Model, depends: set[str]) -> bool:
-    return any(_is_sized_by_values(node, depends) for node in graph.get_ordered_ops())
+    return any(is_sized_by_values(node, depends) for node in graph.get_ordered_ops())
 
 
-def _is_sized_by_values(node: Any, depends: set[str]) -> bool:
+def is_sized_by_values(node: Any, depends: set[str]) -> bool:
+    """Whether values say how large what a node gives is, or something within it."""
     kind = node.get_type_name()
     if kind in _ALWAYS:
         return True
