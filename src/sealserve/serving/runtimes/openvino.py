@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from sealserve.serving.runtimes.examples import ExampleCut, made_up_example, par
 from sealserve.serving.runtimes.graphs import Graph, reason_of
 from sealserve.serving.runtimes.guards import GUARD, refusal
 from sealserve.serving.runtimes.lanes import Lanes
-from sealserve.serving.runtimes.tuning import Tuner
+from sealserve.serving.runtimes.tuning import Tuner, weights_of
 from sealserve.serving.runtimes.ways import Lane, Way
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
@@ -51,6 +52,7 @@ from sealserve.wire.tensors import Array
 __all__ = ["OpenVinoRuntime"]
 
 _DEVICE = "CPU"
+_KEPT_BYTES = 16 * 2**20
 _MAX_RANK = 8
 _MAX_OTHERS = 8  # for one input: all of them
 
@@ -111,30 +113,44 @@ class OpenVinoRuntime:
     def _computed(self, path: Path, each: Converted | NotConverted) -> _Computed:
         if isinstance(each, NotConverted):
             raise each.error
-        behind = self._compile(each)
+        key = each.key
+        behind = self._compile(each, lambda: self._converted_again(path, key))
         if each.cut is not None:
             return _ExampleFed(each.signature, behind, each.cut)
         if not each.signature.elementwise:
             return behind
 
-        def again(ranks: Mapping[str, int]) -> _Compiled:
-            other = convert_ranks(self._core, path, self._reading, behind.signature.name, ranks)
-            return self._compile(other)
+        def convert_for(ranks: Mapping[str, int]) -> Converted:
+            return convert_ranks(self._core, path, self._reading, key, ranks)
 
-        return _AnyRank(each.signature, behind, again)
+        def compile_for(ranks: Mapping[str, int]) -> _Compiled:
+            return self._compile(convert_for(ranks), lambda: convert_for(ranks))
 
-    def _compile(self, converted: Converted) -> _Compiled:
+        return _AnyRank(each.signature, behind, compile_for)
+
+    def _converted_again(self, path: Path, key: str) -> Converted:
+        """A signature, converted beside the requests for others."""
+        with self._converters.convert(path, self._reading) as conversion:
+            each = next(each for each in conversion.signatures if each.key == key)
+        if isinstance(each, NotConverted):
+            raise each.error
+        return each
+
+    def _compile(self, converted: Converted, again: Callable[[], Converted]) -> _Compiled:
+        """Compile a graph, and be able to do so again: from what it was converted from."""
         graph = converted.graph
         plan = self._tuner.plan(graph.graph)
+        kept = [graph.graph]
 
-        def way(properties: Mapping[str, Any]) -> Way:
-            return Way(
-                lambda: self._core.compile_model(graph.graph, _DEVICE, dict(properties)),
-                by_values=graph.by_values,
-            )
+        def compile_with(properties: Mapping[str, Any]) -> ov.CompiledModel:
+            source = kept[0] if kept else again().graph.graph
+            return self._core.compile_model(source, _DEVICE, dict(properties))
 
         try:
-            ways = [way(properties) for properties in plan.ways]
+            ways = [
+                Way(partial(compile_with, properties), by_values=graph.by_values)
+                for properties in plan.ways
+            ]
         except RuntimeError as error:
             raise Unavailable(
                 "servable.runtime_cannot",
@@ -148,6 +164,8 @@ class OpenVinoRuntime:
                 "OpenVINO did not compile the graph at f32",
                 where=converted.where,
             )
+        if weights_of(graph.graph)[0] > _KEPT_BYTES:
+            kept.clear()  # the compiled ones have weights of their own
         return _Compiled(graph, ways, tuning)
 
 

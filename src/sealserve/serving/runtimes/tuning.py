@@ -20,7 +20,7 @@ import openvino as ov
 from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.runtimes.base import Tuning
 
-__all__ = ["Plan", "Tuner"]
+__all__ = ["Plan", "Tuner", "weights_of"]
 
 _SMALL_BYTES: Final = 2**20
 _TWICE_BYTES: Final = 512 * 2**20
@@ -67,7 +67,7 @@ class Tuner:
         if self.config.streams:
             return self._one_way(_LATENCY, self.config.streams, f"{_BY_FLAGS}, on {cores}")
         by = f"threads {_BY_FLAGS}; " if self.config.threads else ""
-        weights, plain = _weights(graph)
+        weights, plain = weights_of(graph)
         if plain and weights <= _SMALL_BYTES:
             why = (
                 f"small ({weights} bytes of weights, no convolution or loop): to split one "
@@ -123,8 +123,8 @@ class Tuner:
         return Plan((*alone.ways, *beside.ways), f"{alone.reason}; more a second side by side")
 
 
-def _weights(graph: ov.Model) -> tuple[int, bool]:
-    """The weights in bytes, and whether each of them is used once a row."""
+def weights_of(graph: ov.Model) -> tuple[int, bool]:
+    """The weights of a graph in bytes, and whether each of them is used once a row."""
     total, plain = 0, True
     for node in graph.get_ops():
         kind = node.get_type_name()

@@ -7,7 +7,8 @@ the failed request's, or fail in their turn (2026.4).
 
 Rules this module keeps:
 
-* A graph in which an inference has failed computes nothing more; it is compiled again.
+* A graph in which an inference has failed computes nothing more; it is compiled again before
+  the next one. Where that fails, the request that asked for it is told, and the next one tries.
 * An inference that may fail - of shapes that were not computed before, or in a graph whose
   sizes follow from values - runs alone, so that nobody else uses the graph before that is known.
 * Shapes that failed are refused from then on without trying, so that repeating them costs nothing.
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 import openvino as ov
 
-from sealserve.errors import InputError
+from sealserve.errors import InputError, Unavailable
 from sealserve.serving.runtimes.graphs import reason_of
 from sealserve.wire.tensors import Array
 
@@ -37,7 +38,7 @@ class Way:
     """A compiled graph.
 
     Args:
-        compile_graph: compiles it.
+        compile_graph: compiles it, now and after a failure.
         by_values: sizes within it follow from values, too.
     """
 
@@ -49,6 +50,7 @@ class Way:
         self._changed = threading.Condition()
         self._running = 0
         self._trying = False
+        self._spoilt = False
         self._known: set[Shapes] = set()
         self._failed: dict[Shapes, str] = {}
 
@@ -62,21 +64,16 @@ class Way:
         with self._changed:
             if shapes in self._failed:
                 raise _failed(self._failed[shapes])
-            trying = self._by_values or shapes not in self._known
             self._changed.wait_for(lambda: not self._trying)
+            trying = self._spoilt or self._by_values or shapes not in self._known
             if trying:
                 self._trying = True
                 self._changed.wait_for(lambda: not self._running)
             self._running += 1
         try:
-            yield
-        except RuntimeError as error:
-            reason = reason_of(error)
-            self._begin_anew(shapes, reason)
-            raise _failed(reason) from None
-        else:
-            if trying:
-                _remember(self._known, shapes)
+            if trying and self._spoilt:
+                self._begin_anew()
+            yield from self._noting(shapes)
         finally:
             with self._changed:
                 self._running -= 1
@@ -84,13 +81,31 @@ class Way:
                     self._trying = False
                 self._changed.notify_all()
 
-    def _begin_anew(self, shapes: Shapes, reason: str) -> None:
-        if not self._by_values and "memory" not in reason and "alloc" not in reason:
-            if len(self._failed) >= _MOST_SHAPES:
-                self._failed.clear()
-            self._failed[shapes] = reason
-        self.model = self._compile()
+    def _noting(self, shapes: Shapes) -> Iterator[None]:
+        """Remember how an inference ends."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = reason_of(error)
+            self._spoilt = True
+            if not self._by_values and "memory" not in reason and "alloc" not in reason:
+                _make_room(self._failed)
+                self._failed[shapes] = reason
+            raise _failed(reason) from None
+        if shapes not in self._known:
+            _make_room(self._known)
+            self._known.add(shapes)
+
+    def _begin_anew(self) -> None:
+        try:
+            self.model = self._compile()
+        except RuntimeError as error:
+            raise Unavailable(
+                "servable.runtime_cannot",
+                f"OpenVINO cannot compile this signature again: {reason_of(error)}",
+            ) from None
         self.generation += 1
+        self._spoilt = False
 
 
 class Lane:
@@ -121,10 +136,9 @@ class Lane:
         return self._request.get_output_tensor(position).data
 
 
-def _remember(known: set[Shapes], shapes: Shapes) -> None:
-    if len(known) >= _MOST_SHAPES:
-        known.clear()
-    known.add(shapes)
+def _make_room(shapes: set[Shapes] | dict[Shapes, str]) -> None:
+    if len(shapes) >= _MOST_SHAPES:
+        shapes.clear()
 
 
 def _failed(reason: str) -> InputError:
