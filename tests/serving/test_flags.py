@@ -142,6 +142,14 @@ def test_a_flag_without_effect_is_told_only_when_it_was_changed() -> None:
     assert [flag for flag, _ in ignored] == ["--enable_profiler", "--skip_initialize_tpu"]
 
 
+def test_metrics_without_rest_are_told_to_be_nowhere(tmp_path: Path) -> None:
+    file = tmp_path / "monitoring.config"
+    file.write_text("prometheus_config { enable: true }")
+    given = [BASE, f"--monitoring_config_file={file}"]
+    assert [flag for flag, _ in flags.parse(given).ignored] == ["--monitoring_config_file"]
+    assert flags.parse([*given, "--rest_api_port=8501"]).ignored == ()
+
+
 def test_every_flag_of_tensorflow_serving_is_known() -> None:
     # Names as `tensorflow_model_server --help` prints them (2.20).
     known = {flag.name for flag in flags.FLAGS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 from google.protobuf import message_factory
 
+import sealserve
 from sealserve.wire.serving import api_pb2, config_pb2
 from sealserve.wire.tensorflow import example_pb2, graph_pb2, tensor_pb2
 from tests.wire import random_messages
@@ -94,3 +96,43 @@ def test_every_field_is_theirs_and_random_messages_survive_both_ways(oracle: Pat
     assert second["broken"] == []
     for name, each in made.items():
         assert random_messages.unpacked(ours[name], second["again"][name]) == each, name
+
+
+OURS = """
+from sealserve.wire.serving import api_pb2, config_pb2, v2_pb2
+from sealserve.wire.tensors import to_array, to_proto
+"""
+THEIRS = """
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2
+"""
+BOTH_WORK = """
+import numpy as np
+array = np.array([[1.5, -2.0]], "f4")
+ours, theirs = api_pb2.PredictRequest(), predict_pb2.PredictRequest()
+ours.inputs["x"].CopyFrom(to_proto(array))
+theirs.ParseFromString(ours.SerializeToString())
+assert type(ours) is not type(theirs)
+assert (tf.make_ndarray(theirs.inputs["x"]) == array).all()
+theirs.inputs["x"].CopyFrom(tf.make_tensor_proto(array * 2))
+ours.ParseFromString(theirs.SerializeToString())
+assert (to_array(ours.inputs["x"], 1000) == array * 2).all()
+assert tf.constant([1.0]).numpy() == 1
+"""
+
+
+def test_we_and_tensorflow_live_in_one_process_whoever_comes_first(oracle: Path) -> None:
+    """Messages of one name in one pool end the import of whoever comes second."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(sealserve.__file__).parents[1])}
+    running = [
+        subprocess.Popen(
+            [oracle, "-c", first + second + BOTH_WORK],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for first, second in ((OURS, THEIRS), (THEIRS, OURS))
+    ]
+    for process in running:
+        _, complaints = process.communicate(timeout=100)
+        assert process.returncode == 0, complaints[-2000:]

@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         bind_address=given.text("bind_address"),
         grpc_port=_grpc_port(given),
         grpc_socket=given.path("grpc_socket_path"),
-        rest_port=_port(given, "rest_api_port") if given.has("rest_api_port") else None,
+        rest_port=_rest_port(given),
         grpc_threads=given.number("grpc_max_threads", 0, 1024) or threads,
         rest_threads=given.number("rest_api_num_threads", 0, 1024) or threads,
         rest_timeout=_rest_timeout(given),
@@ -179,6 +179,10 @@ def _port(given: _Given, name: str) -> int | None:
     return number if number or given.has("ready_fd") else None
 
 
+def _rest_port(given: _Given) -> int | None:
+    return _port(given, "rest_api_port") if given.has("rest_api_port") else None
+
+
 def _grpc_port(given: _Given) -> int | None:
     port = _port(given, "port")
     if port is None and not given.text("grpc_socket_path"):
@@ -245,6 +249,8 @@ def _ignored(given: _Given) -> tuple[tuple[str, str], ...]:
     per_model = "enable_per_model_batching_parameters"
     if given.switch(per_model) and not given.switch("enable_batching"):
         ignored.append((f"--{per_model}", "there is no --enable_batching"))
+    if given.text("monitoring_config_file") and _rest_port(given) is None:
+        ignored.append(("--monitoring_config_file", "metrics are shown by REST: --rest_api_port"))
     return tuple(ignored)
 
 

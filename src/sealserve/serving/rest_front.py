@@ -90,7 +90,7 @@ class RestFront:
         methods = ["GET", "POST", "OPTIONS"]
         application = Starlette(
             routes=[Route("/{path:path}", self._answer, methods=methods)],
-            exception_handlers={HTTPException: _malformed},
+            exception_handlers={HTTPException: self._malformed},
         )
         self._server = HttpServer(_of_any_form(application), config, tls, keys=gate.takes_keys)
         self.port = self._server.port
@@ -119,11 +119,22 @@ class RestFront:
             response = self._metrics(request)
         else:
             response = await self._call(request)
-        if self._config.cors:
-            response.headers.update(_CORS)
+        self._add_cors(response)
         if self._health.draining or self._is_old(request):
             response.headers["connection"] = "close"
         return response
+
+    async def _malformed(self, request: Request, error: Exception) -> Response:
+        """Methods that no path has; Starlette refuses them before they come to us."""
+        del error
+        refusal = no_such_path(request.method, request.url.path)
+        response = _json(dump({"error": refusal.message}), HTTP_STATUS[status_of(refusal)])
+        self._add_cors(response)
+        return response
+
+    def _add_cors(self, response: Response) -> None:
+        if self._config.cors:
+            response.headers.update(_CORS)
 
     def _is_old(self, request: Request) -> bool:
         age: float = time.monotonic() - request.scope["state"]["connected"]
@@ -237,10 +248,3 @@ def _answer(answer: bytes | Packed) -> Response:
 
 def _json(body: bytes, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
-
-
-async def _malformed(request: Request, error: Exception) -> Response:
-    """Methods that no path has; Starlette refuses them before they come to us."""
-    del error
-    refusal = no_such_path(request.method, request.url.path)
-    return _json(dump({"error": refusal.message}), HTTP_STATUS[status_of(refusal)])
