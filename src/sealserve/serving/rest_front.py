@@ -182,6 +182,7 @@ class RestFront:
         )
 
         def in_time() -> bytes | Packed:
+            deadline.check()  # `cancel` below may come too late to the pool
             with under(deadline):
                 return work()
 
