@@ -17,8 +17,9 @@ def executed(version: Path) -> Counter[str]:
     """The kinds of operations that OpenVINO's CPU plugin runs for a signature as it is served."""
     runtime = ChoosingRuntime(RuntimeConfig(tensorflow="off"), make_log(io.StringIO()))
     model = runtime.load(version)
-    request = model._compiled["serving_default"]._pool.get()  # type: ignore[attr-defined]
-    graph = request.get_compiled_model().get_runtime_model()
+    lanes = model._compiled["serving_default"]._lanes  # type: ignore[attr-defined]
+    with lanes.one() as lane:
+        graph = lane._way.model.get_runtime_model()
     return Counter(str(node.get_rt_info()["layerType"].value) for node in graph.get_ops())
 
 
