@@ -147,6 +147,7 @@ def tensor_info(name: str, *sizes: str) -> dict[str, Any]:
         (b'{"instances": [{"x": 1}, 1]}', 400, "Expecting object but got list at item 1"),
         (b'{"instances": [[1], [1, 2]]}', 400, "not a list of lists of one size"),
         (b'{"instances": ["a"]}', 400, "not of expected type: float"),
+        (b'{"instances": [%s]}' % (b"9" * 400), 400, "a number that is too large"),
         (b'{"instances": [true]}', 400, "not of expected type: float"),
         (b'{"instances": [null]}', 400, "not of expected type: float"),
         (
@@ -316,6 +317,31 @@ def test_values_that_do_not_fit_their_type(key: str, value: Any) -> None:
     with pytest.raises(InputError) as caught:
         parse_request(json.dumps({"instances": [row]}).encode()).decode(TYPES)
     assert caught.value.code == "request.json_values"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (AFFINE, '{"signature_name": "HALF", "instances": [1]}'),
+        (AFFINE, '{"instances": [{"HALF": 1}]}'),
+        ("/v1/models/examples:classify", '{"examples": [{"x": "HALF"}]}'),
+        ("/v1/models/examples:classify", '{"examples": [{"HALF": 1.0}]}'),
+        ("/v2/models/affine/infer", '{"id": "HALF", "inputs": []}'),
+        ("/v2/models/affine/infer", '{"inputs": [], "outputs": [{"name": "HALF"}]}'),
+    ],
+)
+def test_half_a_surrogate_pair_is_a_bad_request(running: Running, path: str, body: str) -> None:
+    """It is no text; wherever a name or a value was one, the answer was 500."""
+    status, answer = running.rest("POST", path, body.replace("HALF", "\\ud800").encode())
+    assert status == 400
+    assert answer == {"error": "JSON Parse error: The surrogate pair in string is invalid."}
+
+
+def test_pairs_and_escapes_are_read_by_the_slower_parser_too() -> None:
+    body = b'{"inputs": {"s": ["\\ud83d\\ude00"], "i": [1], "b": [true], "f": [NaN]}}'
+    assert parse_request(body).decode(TYPES)["s"] == ["\U0001f600".encode()]
+    with pytest.raises(InputError, match="JSON Parse error: Invalid value"):
+        parse_request(body.decode().encode("utf-16"))
 
 
 def test_strings_and_bytes_in_answers() -> None:

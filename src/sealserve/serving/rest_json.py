@@ -165,7 +165,9 @@ def _parse(body: bytes) -> Any:
     except orjson.JSONDecodeError:
         pass  # it may hold a NaN or an Infinity, which only the slower parser reads
     try:
-        return json.loads(body)
+        return _parse_slowly(body)
+    except UnicodeEncodeError:
+        raise _malformed("The surrogate pair in string is invalid.") from None
     except RecursionError:
         raise _malformed("it is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -173,6 +175,14 @@ def _parse(body: bytes) -> Any:
         raise _malformed(f"{what} at offset: {error.pos}") from None
     except ValueError:  # not UTF-8, or a number of thousands of digits
         raise _malformed("Invalid value.") from None
+
+
+def _parse_slowly(body: bytes) -> Any:
+    parsed = json.loads(body.decode("utf-8-sig"))
+    if b"\\u" in body:
+        # Half of a surrogate pair is no text: it can be neither computed with nor answered.
+        json.dumps(parsed, ensure_ascii=False).encode()
+    return parsed
 
 
 def _columns(instances: list[Any], signature: Signature) -> dict[str, Any]:
@@ -259,7 +269,9 @@ def _array(key: str, spec: TensorSpec | None, value: Any, *, truths: bool) -> Ar
                     f"{_type_name(spec.dtype)}"
                 )
         return _within(key, found, wanted)
-    except (ValueError, OverflowError, RecursionError):
+    except OverflowError:  # an integer of hundreds of digits
+        raise _values(f'input "{key}" holds a number that is too large') from None
+    except (ValueError, RecursionError):
         raise _values(f'input "{key}" is not a list of lists of one size') from None
 
 
