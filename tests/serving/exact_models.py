@@ -205,6 +205,17 @@ NARROW = {
     "uint16": lambda x: tf.cast(x, tf.uint16),
     "int16": lambda x: tf.cast(x, tf.int16),
 }
+# OpenVINO computes float16 as float32, and rounds at the end alone.
+ROUNDED = {
+    "once": lambda x: tf.cast(tf.nn.relu(x + 0.1), tf.float16),
+    "largest": lambda x: tf.reduce_max(tf.cast(x, tf.float16), 1),
+}
+UNROUNDED = {
+    "back": lambda x: tf.cast(tf.cast(x, tf.float16), tf.float32),
+    "twice": lambda x: tf.cast(x, tf.float16) * 3 - 1,
+    "compared": lambda x: tf.cast(x, tf.float16) > tf.constant(ROW, tf.float16),
+    "product": lambda x: tf.cast(x, tf.float16) @ tf.cast(WEIGHTS, tf.float16),
+}
 SIZES = [
     np.linspace(199, 299, 24, dtype="f4").reshape(2, 3, 4).round() + 2,
     np.full((2, 1, 4), 1.5, "f4"),
@@ -252,6 +263,8 @@ def make(root):
         ("emptied", EMPTIED, [None, None, 4], SIZES),
         ("trap_shorter", SHORTER, [None, None, 4], []),
         ("narrow", NARROW, [None], CASTS),
+        ("rounded", ROUNDED, [None, 4], numbers[:1]),
+        ("trap_unrounded", UNROUNDED, [None, 4], []),
     ):
         module = tf.Module()
         dtype = tf.int32 if name in ("passed_on", "trap_within", "counted") else tf.float32

@@ -137,6 +137,15 @@ def test_trap_a_number_is_beyond_the_small_integer_it_is_cast_to(models: Path) -
     }
 
 
+def test_trap_a_half_is_not_rounded(models: Path) -> None:
+    with pytest.raises(SealserveError) as caught:
+        load(models / "more" / "exact" / "trap_unrounded" / "1")
+    for key in ("back", "twice", "compared", "product"):
+        assert f"{key}: OpenVINO would not compute this signature exactly" in caught.value.message
+    assert caught.value.message.count("on f16") >= 4
+    assert refused(models, "rounded", "") == {"once": set(), "largest": set()}
+
+
 def test_what_makes_no_nan_is_not_watched(models: Path) -> None:
     found = refused(models, "harmless", "request.not_finite")
     assert set(map(frozenset, found.values())) == {frozenset(_NOT_FINITE)}

@@ -186,7 +186,8 @@ def _proved(
     *,
     from_the_end: bool = False,
 ) -> Converted:
-    inexact = inexact_operations(graph.graph) + unguarded(graph.graph)
+    # Only a file counts from the end, and only a SavedModel says how TensorFlow rounds.
+    inexact = inexact_operations(graph.graph, halves=not from_the_end) + unguarded(graph.graph)
     if inexact:
         raise Unavailable(
             "servable.inexact",

@@ -13,7 +13,10 @@ moved, compared, converted, or computed by an operation known to be exact:
 * 64-bit and uint32 (*wide*): adding and subtracting constants, as embeddings do
   to wrap a negative index. The inputs are held to +-2**30 on each request and
   the constants to 2**30 in sum, so that 32 bits are enough;
-* float64 and bfloat16 (to which it does not round as TensorFlow does): nothing at all.
+* float64 and bfloat16 (to which it does not round as TensorFlow does): nothing at all;
+* float16, which the plugin computes as float32 and rounds only at the end: one operation of
+  ``_ONCE``, with nothing but moves after it. Model files, unlike SavedModels, do not say how
+  precisely it is to be done, so theirs may do more.
 
 Sizes computed from shapes do not depend on values and are left alone.
 """
@@ -72,12 +75,25 @@ _MOVES = frozenset(
 )
 _EXACT_INT32 = frozenset(("Add", "Subtract", "Multiply", "Abs"))
 _EXACT_WIDE = frozenset(("Add", "Subtract"))
+# Rounding comes before or after them alike.
+_ALIKE = _MOVES | frozenset(
+    ("Relu", "Abs", "Negative", "Clamp", "MaxPool", "ReduceMax", "ReduceMin")
+)
+# Rounded once, they are what TensorFlow gives; Convert is the rounding itself.
+_ONCE = frozenset(
+    ("Add", "Subtract", "Multiply", "Divide", "Sqrt", "Exp", "Log", "Tanh", "Sigmoid", "Floor",
+     "Ceiling", "Round", "Erf", "Convert")
+)  # fmt: skip
 # Bounds and trip counts, where a huge constant means "to the end".
 _OPEN_ENDED = frozenset(("Slice", "StridedSlice", "Loop"))
 
 
-def inexact_operations(graph: ov.Model) -> list[str]:
+def inexact_operations(graph: ov.Model, *, halves: bool = True) -> list[str]:
     """The operations of a converted graph that might compute something else than TensorFlow.
+
+    Args:
+        graph: the graph.
+        halves: float16 is to be rounded after each operation.
 
     Returns:
         One phrase each (``"Divide on int32"``); empty if the graph is exact.
@@ -85,7 +101,36 @@ def inexact_operations(graph: ov.Model) -> list[str]:
     found: set[str] = set()
     if _walk(graph, found, in_body=False) > WIDE_LIMIT:
         found.add("constants added to 64-bit integers")
+    if halves:
+        _find_unrounded(graph, found)
     return sorted(found)
+
+
+def _find_unrounded(graph: ov.Model, found: set[str]) -> None:
+    """Note operations on float16 whose operands would have been rounded by TensorFlow."""
+    depends: set[str] = set()
+    computed: set[str] = set()
+    for node in graph.get_ordered_ops():
+        kind = node.get_type_name()
+        sources = list(node.input_values())
+        if kind == "Parameter":
+            depends.add(node.get_name())
+        if kind == "ShapeOf" or not any(_name(each) in depends for each in sources):
+            continue
+        depends.add(node.get_name())
+        for body in _bodies(node, kind):
+            _find_unrounded(body, found)
+        halves = [each for each in sources if each.get_element_type() == ov.Type.f16]
+        gives = any(port.get_element_type() == ov.Type.f16 for port in node.outputs())
+        again = any(_name(each) in computed for each in halves)
+        if kind in _ALIKE and (gives or kind == "Result"):
+            once = again
+        else:
+            once = gives and kind in _ONCE
+            if again or (gives and not once):
+                found.add(f"{kind} on f16")
+        if once:
+            computed.add(node.get_name())
 
 
 def _walk(graph: ov.Model, found: set[str], *, in_body: bool) -> int:
