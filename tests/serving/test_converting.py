@@ -38,6 +38,7 @@ from sealserve.serving.runtimes.conversion import Conversion, Converted, NotConv
 from sealserve.serving.runtimes.converting import Converters
 from sealserve.serving.runtimes.graphs import Graph
 from sealserve.serving.runtimes.openvino import OpenVinoRuntime
+from tests.onnx_files import GIVEN, onnx_bytes
 from tests.serving.conftest import question_of, questions
 from tests.soak import SOAK, times
 
@@ -155,6 +156,51 @@ def test_from_the_other_process_comes_the_same(models: Path, name: str) -> None:
         aside = loader.load(models / name / "1")
     assert told(aside) == told(plain)
     same(answers(aside, models / name / "1"), answers(plain, models / name / "1"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x",
+        "a,b",
+        "a\\,b",
+        "<\"&'>",
+        "a\nb\t",
+        "\x01",
+        "\u00e9\U0001f600",
+        " a",
+        "\ufffe",
+        "a:0",
+        "\0",
+    ],
+)
+def test_names_come_as_they_are(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes(input_name=name.encode()))
+    sent = ThroughTheWire(RuntimeConfig(), make_log(io.StringIO()))
+    plain, other = loaded_or_refused(runtime(), tmp_path), loaded_or_refused(sent, tmp_path)
+    if name == "\0":
+        assert isinstance(plain, InputError)
+        assert isinstance(other, InputError)
+        assert other.to_dict() == plain.to_dict()
+        return
+    assert isinstance(plain, Model)
+    assert isinstance(other, Model)
+    assert told(other) == told(plain)
+    key = name.removesuffix(":0")
+    answer = other.run("serving_default", {key: GIVEN}, ["y"])
+    same([answer], [plain.run("serving_default", {key: GIVEN}, ["y"])])
+
+
+def test_weights_of_half_precision_stay_so(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes())
+    graph = ov.Core().read_model(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").unlink()
+    ov.save_model(graph, tmp_path / "model.xml", compress_to_fp16=True)
+    sent = ThroughTheWire(RuntimeConfig(), make_log(io.StringIO()))
+    plain, other = runtime().load(tmp_path), sent.load(tmp_path)
+    assert told(other) == told(plain)
+    asked = ("serving_default", {"x": GIVEN / 3}, ["y"])
+    same([other.run(*asked)], [plain.run(*asked)])
 
 
 def test_all_that_is_known_of_a_graph_is_sent(models: Path) -> None:

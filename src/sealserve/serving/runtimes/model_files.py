@@ -195,7 +195,9 @@ def _key(port: Any, kind: str, file: Path) -> str:
     # A port may have several names; the shortest one is the file's own, without ":0".
     try:
         names = port.get_names()
-    except UnicodeDecodeError:
+        if any("\0" in name for name in names):
+            raise ValueError  # no XML can hold it
+    except ValueError:
         raise InputError(
             "servable.file_malformed", f"the name of an {kind} is no text", where=str(file)
         ) from None
