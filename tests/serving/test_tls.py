@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from sealserve.certificates import load_key_pair
 from sealserve.errors import InputError, Refused, Unavailable
 from sealserve.logs import make_log
 from sealserve.serving import flags
@@ -260,6 +261,43 @@ def test_mutual_tls_on_both_ports(models: Path, tmp_path: Path) -> None:
                 else:
                     with pytest.raises(grpc.RpcError):
                         call(request.SerializeToString(), timeout=20)
+    finally:
+        second.server.stop(1)
+
+
+def test_a_session_does_not_outlive_the_authority_that_let_its_client_in(
+    models: Path, tmp_path: Path
+) -> None:
+    """A client that came back with its session was served after the CA had been replaced."""
+    client, successor = make_pair("client.example"), make_pair("successor.example")
+    running = start_server(models, tmp_path)
+    running.server.stop(0)
+
+    def verified_by(authority: Pair) -> str:
+        ca = authority.certificate.decode().replace("\n", "\\n")
+        return f'custom_ca: "{ca}" client_verify: true'
+
+    second = start_server_with(running, models, verified_by(client))
+    context = ssl.create_default_context(cadata=second.owner.certificate.decode())
+    load_key_pair(context, client.key + client.certificate)
+
+    def ask(session: ssl.SSLSession | None) -> tuple[bytes, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("127.0.0.1", second.rest_port), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname=OWNER_NAME, session=session) as tls,
+        ):
+            try:
+                tls.sendall(b"GET /v1/models/affine HTTP/1.1\r\nHost: x\r\n\r\n")
+                return tls.recv(12), tls.session
+            except OSError:
+                return b"", None
+
+    try:
+        answer, session = ask(None)
+        assert answer == b"HTTP/1.1 200"
+        second.ssl_file.write_text(ssl_config(second.owner, verified_by(successor)))
+        assert speaks(second.rest_port, successor)
+        assert ask(session)[0] == b""
     finally:
         second.server.stop(1)
 

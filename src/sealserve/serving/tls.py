@@ -8,6 +8,7 @@ Rules this module keeps:
 * Files are looked at on each handshake. A changed file takes effect when it is
   whole: a key that does not belong to its certificate, or a file that cannot be
   read, is logged, and the last good identities stay.
+* No session is resumed: a client whose certificate is no longer accepted has no other way in.
 * Keys live in memory only. Python's ssl module reads them from a file; that
   file is a memfd. They are in no message, log or repr.
 """
@@ -179,6 +180,7 @@ class _ContextCache:
 def _context(identity: Identity, identities: Identities, optional: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0  # a resumed session shows no certificate, and is asked for none
     context.set_alpn_protocols(["http/1.1"])
     load_key_pair(context, identity.key_pem + identity.chain_pem)
     if identities.client_ca is not None:
