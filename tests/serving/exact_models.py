@@ -71,6 +71,7 @@ BORN = {
     "arc": lambda x: tf.nn.relu(tf.acosh(x + 1.0)),
     "infinite": lambda x: tf.nn.relu(tf.exp(-99.0 * x) - tf.exp(-98.0 * x)),
     "mask": lambda x: tf.nn.softmax(tf.math.log(x)),
+    "extreme": lambda x: tf.reduce_min(tf.square(tf.math.log(tf.nn.relu(x))), 1),
 }
 LOOPED = {"grows": grows}
 

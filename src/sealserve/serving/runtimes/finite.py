@@ -30,6 +30,7 @@ from sealserve.serving.runtimes.signs import NOT_NEGATIVE, POSITIVE, Place, cons
 
 __all__ = ["bodies", "losses", "needing_finite", "spoilt", "unwatched"]
 
+_NAN, _NOT_FINITE, _EXTREME = "NaN", "not finite", "extreme"
 _FLOATS: Final = (ov.Type.f32, ov.Type.f16)
 
 _PLACING = frozenset(
@@ -40,6 +41,8 @@ _KEEP: Final = _PLACING | {
     "Add", "Subtract", "Multiply", "Divide", "Negative", "Abs", "MatMul", "ReduceSum",
     "ReduceMean", "SquaredDifference", "IsNaN", "IsInf", "IsFinite",
 }  # fmt: skip
+# Of infinities alone they make the last of float32's numbers.
+_EXTREMES: Final = ("ReduceMax", "ReduceMin")
 # They lose a NaN, and compute with Infinity as TensorFlow does.
 _BEAR_INFINITY: Final = frozenset(
     ("Relu", "Maximum", "Minimum", "Clamp", "Exp", "Less", "LessEqual", "Greater",
@@ -94,11 +97,11 @@ def needing_finite(graph: ov.Model) -> set[str]:
     return found
 
 
-def losses(graph: ov.Model) -> list[tuple[Any, bool]]:
-    """Where a NaN that arises in a graph would be lost.
+def losses(graph: ov.Model) -> list[tuple[Any, str]]:
+    """Where a NaN or an Infinity that arises in a graph would be lost.
 
     Returns:
-        What the operations take that lose it, and whether an Infinity is one too many there.
+        The values in which it shows, and what must not be in each, for `spoilt`.
     """
     return list(_losses(graph, spoilt_inputs=False)[0].values())
 
@@ -114,9 +117,14 @@ def unwatched(graph: ov.Model) -> list[str]:
     return sorted(found)
 
 
-def spoilt(value: Any, *, infinity: bool) -> Any:
-    """A node that says where a value is a NaN, or is not finite."""
-    return ops.logical_not(ops.is_finite(value)) if infinity else ops.is_nan(value)
+def spoilt(value: Any, what: str) -> Any:
+    """A node that says where something is in a value that must not be there."""
+    if what == _NAN:
+        return ops.is_nan(value)
+    if what == _NOT_FINITE:
+        return ops.logical_not(ops.is_finite(value))
+    extreme = np.finfo(value.get_element_type().to_dtype()).max
+    return ops.equal(ops.absolute(value), ops.constant(extreme))
 
 
 def _loses_inside(body: ov.Model) -> bool:
@@ -125,9 +133,9 @@ def _loses_inside(body: ov.Model) -> bool:
     return bool(watched) or (makes and bool(_losses(body, spoilt_inputs=True)[0]))
 
 
-def _losses(graph: ov.Model, *, spoilt_inputs: bool) -> tuple[dict[Place, tuple[Any, bool]], bool]:
+def _losses(graph: ov.Model, *, spoilt_inputs: bool) -> tuple[dict[Place, tuple[Any, str]], bool]:
     """What to watch, by its place; and whether anything in the graph makes a NaN."""
-    watched: dict[Place, tuple[Any, bool]] = {}
+    watched: dict[Place, tuple[Any, str]] = {}
     suspect: set[str] = set()
     depends: set[str] = set()
     known = signs(graph)
@@ -141,11 +149,13 @@ def _losses(graph: ov.Model, *, spoilt_inputs: bool) -> tuple[dict[Place, tuple[
             depends.add(name)
         found = [each for each in _float_sources(node) if _name(each) in suspect]
         if found and not _keeps(node):
-            strict = kind not in _BEAR_INFINITY
+            what = _NAN if kind in _BEAR_INFINITY else _NOT_FINITE
             for each in found:
                 if _name(each) in depends:  # a constant is what it is
-                    before = watched.get(place(each), (each, False))[1]
-                    watched[place(each)] = (each, strict or before)
+                    before = watched.get(place(each), (each, what))[1]
+                    watched[place(each)] = (each, _NOT_FINITE if before == _NOT_FINITE else what)
+            if kind in _EXTREMES:
+                watched[name, -1] = (node.output(0), _EXTREME)
         maker = name in depends and _has_floats(node) and _makes(node, depends, known)
         makes = makes or maker
         if found or maker or _is_spoilt_constant(node) or (kind == "Parameter" and spoilt_inputs):

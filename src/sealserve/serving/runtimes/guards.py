@@ -100,8 +100,8 @@ def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
             watch(_too_far(bound), _INDEX)
     for operand in empty:
         watch(is_wrong(operand), _EMPTY)
-    for value, infinity in lost:
-        watch(spoilt(value, infinity=infinity), _FINITE)
+    for value, what in lost:
+        watch(spoilt(value, what), _FINITE)
     if results:
         graph.add_results(results)
         graph.validate_nodes_and_infer_types()
