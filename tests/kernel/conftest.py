@@ -153,5 +153,5 @@ def _plan(sealed: Sealed) -> dict[str, Any]:
         "layouts": LAYOUTS,
         "swaps": times(100, 8),
         "cycles": times(200, 16),
-        "seconds": times(1200, 120),
+        "seconds": times(3600, 120),
     }
