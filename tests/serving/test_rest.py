@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import socket
 from contextlib import closing
 from typing import Any
 
@@ -84,6 +85,23 @@ def test_numbers_are_written_short_and_whole_ones_with_a_point(running: Running)
     assert response_body({"y": np.array([0.1, np.nan], "f4")}, row=False) == (
         b'{"outputs":[0.1,NaN]}'
     )
+
+
+def test_no_answer_waits_for_the_client_to_acknowledge_its_head(running: Running) -> None:
+    """Head and body are two writes: without TCP_NODELAY each answer took 44 ms."""
+    connection = https_connection(running.rest_port, running.owner)
+    connection.request("GET", "/v1/models/affine")
+    connection.getresponse().read()
+    front = running.server._rest
+    assert front is not None
+    mine = connection.sock.getsockname()
+    (there,) = [
+        each.transport.get_extra_info("socket")
+        for each in front._server._server.server_state.connections
+        if each.transport.get_extra_info("peername") == mine
+    ]
+    assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    connection.close()
 
 
 def test_status_and_metadata(running: Running) -> None:
