@@ -223,6 +223,11 @@ SIZES = [
     np.full((1, 1, 4), -2, "f4"),
     np.linspace(201, 299, 40, dtype="f4").reshape(2, 5, 4).round(),
 ]
+OTHERS = {
+    "added": lambda x: tf.scatter_nd([[1], [1], [3]], x, [4]),
+    "inverse": lambda x: tf.linalg.inv(tf.linalg.tensordot(x, x, 0)[:2, :2]),
+    "product": lambda x: tf.tensordot(x, x, 1),
+}
 CASTS = [
     np.array(each, "f4")
     for each in (
@@ -263,6 +268,7 @@ def make(root):
         ("right", {"all": together_of(RIGHT)}, [None, None, 4], SIZES),
         ("emptied", EMPTIED, [None, None, 4], SIZES),
         ("trap_shorter", SHORTER, [None, None, 4], []),
+        ("trap_others", OTHERS, [3], []),
         ("narrow", NARROW, [None], CASTS),
         ("rounded", ROUNDED, [None, 4], numbers[:1]),
         ("trap_unrounded", UNROUNDED, [None, 4], []),

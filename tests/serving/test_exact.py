@@ -138,6 +138,14 @@ def test_trap_a_number_is_beyond_the_small_integer_it_is_cast_to(models: Path) -
     }
 
 
+def test_trap_updates_meet_and_matrices_have_no_inverse(models: Path) -> None:
+    """And the product of two vectors, made a scalar, ends OpenVINO's compiler."""
+    with pytest.raises(SealserveError) as caught:
+        load(models / "more" / "exact" / "trap_others" / "1")
+    for words in ("ScatterNDUpdate at the same place twice", "Inverse", "MatMul made a scalar"):
+        assert words in caught.value.message
+
+
 def test_trap_a_half_is_not_rounded(models: Path) -> None:
     with pytest.raises(SealserveError) as caught:
         load(models / "more" / "exact" / "trap_unrounded" / "1")

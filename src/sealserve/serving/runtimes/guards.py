@@ -12,7 +12,8 @@ Rules this module keeps:
   operation itself is given 0 in its place, for some would read, and some end the process.
 * What cannot be guarded so is named, for its signature to be refused: indices that
   something is written to (ScatterUpdate and its like), and Unique, whose output has the
-  length of its input and is not filled.
+  length of its input and is not filled. So are an Inverse, which TensorFlow refuses of some
+  matrices, updates that meet at one place, and what ends OpenVINO's compiler.
 * Within the bodies of loops and branches there are no outputs to watch: an index there is
   a counter that is held to its limit (`loops`), or its signature is refused.
 """
@@ -61,8 +62,12 @@ def unguarded(graph: ov.Model) -> list[str]:
     for node in graph.get_ordered_ops():
         kind = node.get_type_name()
         found |= of_node(node, depends, _indices_within).unheld
-        if kind == "Unique":
+        if kind in ("Unique", "Inverse"):
             found.add(kind)
+        if kind == "ScatterNDUpdate" and _writes_twice(node):
+            found.add(f"{kind} at the same place twice")
+        if kind in ("Reshape", "Squeeze") and _is_scalar_product(node):
+            found.add("MatMul made a scalar")
         if kind in _WRITES and _source(node, _INDICES) in depends:
             found.add(f"{kind} at places that depend on the inputs")
         if kind == "GatherND" and _source(node, _INDICES) in depends:
@@ -70,6 +75,23 @@ def unguarded(graph: ov.Model) -> list[str]:
             if shape.rank.is_dynamic or shape[len(shape) - 1].is_dynamic:
                 found.add("GatherND by indices of unknown length")
     return sorted(found) + unwatched(graph) + unwatched_empties(graph)
+
+
+def _writes_twice(node: Any) -> bool:
+    """Whether updates meet at fixed places: OpenVINO takes the last of them for their sum."""
+    source = node.input_value(_INDICES).get_node()
+    if source.get_type_name() != "Constant":
+        return False
+    places = source.get_data()
+    rows = places.reshape(-1, places.shape[-1])
+    reduction = node.get_attributes().get("reduction", "none")
+    return bool(reduction == "none" and len(np.unique(rows, axis=0)) < len(rows))
+
+
+def _is_scalar_product(node: Any) -> bool:
+    """Whether a node makes a scalar of a matrix product: OpenVINO's compiler ends the process."""
+    scalar = node.output(0).get_partial_shape().rank == ov.Dimension(0)
+    return bool(scalar and node.input_value(0).get_node().get_type_name() == "MatMul")
 
 
 def add_guards(graph: ov.Model, *, from_the_end: bool) -> int:
