@@ -165,6 +165,10 @@ def seconds_used(pid: int | str = "self") -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def _used(pid: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.array([seconds_used(pid), seconds_used()])
+
+
 def _since(due: float, call: Call) -> float:
     call()
     return time.perf_counter() - due
@@ -221,23 +225,24 @@ class Bench:
                 "TLS, 4 connections": four,
             }
             figures: dict[str, list[float]] = {way: [] for way in ways}
-            used = dict.fromkeys(ways, 0.0)
+            used = {way: np.zeros(2) for way in ways}  # seconds: of the server, of this process
             done = dict.fromkeys(ways, 0.0)
             for made in ways.values():
                 at_once(made, 1.0)
             for _ in range(self._rounds):
                 for way, made in ways.items():
-                    before, begin = seconds_used(pid) + seconds_used(), time.perf_counter()
+                    before, begin = _used(pid), time.perf_counter()
                     figures[way].append(at_once(made, self._seconds))
                     done[way] += figures[way][-1] * (time.perf_counter() - begin)
-                    used[way] += seconds_used(pid) + seconds_used() - before
+                    used[way] += _used(pid) - before
         alone, beside, *_ = (np.array(found) for found in figures.values())
-        print("ResNet50, batch 1, f32; processor time with the client's")
+        print("ResNet50, batch 1, f32; processor time of the server and of this process")
         for way, found in figures.items():
             ratios = np.array(found) / alone
             goal = f"; goal {_GOAL}" if "4" in way else ""
+            server, here = used[way] / done[way] * 1e3
             print(
-                f"{way:20} {np.median(found):6.1f} images/s  {used[way] / done[way]:.4f} CPU s; "
+                f"{way:20} {np.median(found):6.1f} images/s  {server:4.1f} + {here:4.1f} ms; "
                 f"of bare, one at a time: {np.median(ratios):.3f} "
                 f"({', '.join(f'{ratio:.2f}' for ratio in ratios)}){goal}; "
                 f"of bare, side by side: {np.median(found / beside):.3f}"
