@@ -143,7 +143,7 @@ def test_what_is_refused_keeps_no_graph(models: Path, monkeypatch: pytest.Monkey
     """The frames that an error came through did: weights, for as long as the model was there."""
     graphs = []
 
-    def seen(graph: object) -> list[str]:
+    def seen(graph: object, **_: bool) -> list[str]:
         graphs.append(weakref.ref(graph))
         return ["everything"]
 
