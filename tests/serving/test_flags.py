@@ -256,3 +256,18 @@ def test_unreadable_model_config_file(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.write_bytes(b"#" * (5 * 2**20))
     assert code_of(f"--model_config_file={large}") == "file.too_large"
+
+
+def test_a_base_path_may_be_a_file_url_and_no_bucket(tmp_path: Path) -> None:
+    (model,) = flags.parse(["--insecure", f"--model_base_path=file://{tmp_path}/m"]).models
+    assert model.base_path == tmp_path / "m"
+    (model,) = flags.parse(["--insecure", "--model_base_path=odd/a://b"]).models
+    assert model.base_path == Path.cwd() / "odd" / "a:" / "b"
+    file = tmp_path / "models.config"
+    listed = 'model_config_list { config { name: "m" base_path: "URL" } }'
+    file.write_text(listed.replace("URL", "file:///m"))
+    (model,) = flags.parse(["--insecure", f"--model_config_file={file}"]).models
+    assert model.base_path == Path("/m")
+    file.write_text(listed.replace("URL", "gs://bucket/m"))
+    for flag in (f"--model_config_file={file}", "--model_base_path=gs://bucket/m"):
+        assert code_of("--insecure", flag) == "serve_config.base_path_remote"

@@ -32,6 +32,7 @@ __all__ = [
     "Specific",
     "TlsConfig",
     "VersionPolicy",
+    "base_path_of",
     "model_configs",
     "read_metrics_path",
     "read_model_config",
@@ -315,10 +316,34 @@ def _model_config(entry: config_pb2.ModelConfig, start: Path, where: str) -> Mod
         )
     return ModelConfig(
         name=entry.name,
-        base_path=start / entry.base_path,
+        base_path=base_path_of(entry.base_path, start, where),
         policy=_policy(entry, where),
         labels=tuple(sorted(entry.version_labels.items())),
     )
+
+
+def base_path_of(text: str, start: Path, where: str) -> Path:
+    """The directory that a base path names.
+
+    Args:
+        text: a path, or a ``file://`` URL as the original takes it, too.
+        start: what a relative path begins at.
+        where: the flag or file that says it.
+
+    Raises:
+        InputError: ``serve_config.base_path_remote``.
+    """
+    scheme, given, path = text.partition("://")
+    if not given or "/" in scheme:
+        return start / text
+    if scheme != "file":
+        raise InputError(
+            "serve_config.base_path_remote",
+            f"models are not fetched from {scheme}:// while they are served",
+            where=where,
+            hint="seal them into a volume, or copy them into a directory, and name that",
+        )
+    return Path("/") / path
 
 
 def _policy(entry: config_pb2.ModelConfig, where: str) -> VersionPolicy:

@@ -30,6 +30,7 @@ from sealserve.serving.config import (
     RuntimeConfig,
     ServerConfig,
     TlsConfig,
+    base_path_of,
     read_metrics_path,
     read_model_config,
 )
@@ -230,14 +231,15 @@ def _models(given: _Given) -> tuple[ModelConfig, ...]:
     config_file = given.path("model_config_file")
     if config_file is not None:
         return read_model_config(config_file)
-    base_path = given.path("model_base_path")
-    if base_path is None:
+    base_path = given.text("model_base_path")
+    if not base_path:
         raise InputError(
             "flag.missing",
             "there is nothing to serve",
             hint="give --model_base_path=DIR (and --model_name) or --model_config_file=FILE",
         )
-    return (ModelConfig(given.text("model_name"), base_path.absolute()),)
+    place = base_path_of(base_path, Path.cwd(), "--model_base_path")
+    return (ModelConfig(given.text("model_name"), place),)
 
 
 def _ignored(given: _Given) -> tuple[tuple[str, str], ...]:
