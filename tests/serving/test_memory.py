@@ -26,6 +26,7 @@ from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.memory import return_memory, settle_down
 from sealserve.serving.runtimes import conversion
 from sealserve.serving.runtimes.openvino import OpenVinoRuntime
+from sealserve.serving.runtimes.ways import Lane, Way
 from sealserve.wire.serving import api_pb2
 from sealserve.wire.tensors import Array, to_proto
 from tests.serving.conftest import OWNER_NAME, make_pair, ssl_config
@@ -201,3 +202,21 @@ def test_garbage_is_looked_for_among_what_came_after_the_start() -> None:
         assert gone() is None
     finally:
         gc.unfreeze()
+
+
+def test_the_weights_go_with_the_last_request() -> None:
+    """Which lets others run meanwhile; the end of a compiled graph does not."""
+    gone: list[str] = []
+
+    class Piece:
+        def __init__(self, name: str) -> None:
+            weakref.finalize(self, gone.append, name)
+
+        def create_infer_request(self) -> Piece:
+            return Piece("request")
+
+    way = Way(lambda: Piece("graph"), by_values=False)
+    lanes = [Lane(way), Lane(way)]
+    del way
+    lanes.clear()
+    assert gone == ["request", "graph", "request"]

@@ -112,6 +112,8 @@ class Lane:
     """What runs one inference at a time of a way."""
 
     def __init__(self, way: Way) -> None:
+        # The way comes before the request, and so goes before it: the end of the last request
+        # gives back the weights without the interpreter's lock, that of the compiled graph with it.
         self._way = way
         self._generation = way.generation
         self._request = way.model.create_infer_request()
