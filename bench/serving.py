@@ -9,7 +9,8 @@ cores. The parts, each in one run:
   process, the limit, one inference at a time and several side by side, and the server at 1
   and at 4 connections, taking turns; by the clock, and by the processor time that an image
   takes, which other work on the machine disturbs less;
-* requests: half_plus_two, which computes next to nothing, at 1, 16 and 64 connections;
+* requests: half_plus_two, which computes next to nothing, at 1, 16 and 64 connections, over
+  gRPC and REST;
 * tail: half_plus_two asked on a fixed beat, while nothing else happens and while ResNet50
   is loaded and its versions are swapped without a pause.
 """
@@ -18,8 +19,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -86,6 +90,13 @@ def served(*flags: str) -> Iterator[int]:
 @contextlib.contextmanager
 def started(*flags: str) -> Iterator[tuple[int, int]]:
     """The number of a server process with these flags, and its gRPC port."""
+    with running(*flags) as (pid, ports):
+        yield pid, ports["grpc"]
+
+
+@contextlib.contextmanager
+def running(*flags: str) -> Iterator[tuple[int, dict[str, int]]]:
+    """The number of a server process with these flags, and its ports."""
     reader, writer = os.pipe()
     process = subprocess.Popen(
         [
@@ -104,7 +115,7 @@ def started(*flags: str) -> Iterator[tuple[int, int]]:
     os.close(writer)
     try:
         with os.fdopen(reader) as ready:
-            yield process.pid, json.loads(ready.readline())["grpc"]
+            yield process.pid, json.loads(ready.readline())
     finally:
         process.terminate()
         process.wait()
@@ -128,6 +139,29 @@ def calls(port: int, tls: TlsFiles, raw: bytes, count: int) -> Iterator[Sequence
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(lambda call: call(), made))
         yield made
+
+
+@contextlib.contextmanager
+def rest_calls(
+    port: int, tls: TlsFiles, model: str, body: bytes, count: int
+) -> Iterator[Sequence[Call]]:
+    """So many connections that are kept, over REST."""
+    context = ssl.create_default_context(cafile=str(tls.certificate))
+    context.check_hostname = False
+    made = [http.client.HTTPSConnection("127.0.0.1", port, context=context) for _ in range(count)]
+
+    def ask(connection: http.client.HTTPSConnection) -> None:
+        connection.request("POST", f"/v1/models/{model}:predict", body)
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise RuntimeError(response.read().decode())
+        response.read()
+
+    try:
+        yield [functools.partial(ask, connection) for connection in made]
+    finally:
+        for connection in made:
+            connection.close()
 
 
 def at_once(made: Sequence[Call], seconds: float) -> float:
@@ -251,11 +285,20 @@ class Bench:
     def requests(self) -> None:
         """What a request itself costs."""
         raw = _request(_SMALL, x=np.ones(1, np.float32))
-        with self._serving(_SMALL) as (_, port):
+        with running("--rest_api_port=0", *self._flags(_SMALL)) as (_, ports):
             for count in (1, 16, 64):
-                with calls(port, self._tls, raw, count) as made:
-                    rates = [at_once(made, self._seconds) for _ in range(self._rounds)]
-                print(f"{_SMALL}, TLS, {count:2} connection(s)  {np.median(rates):6.0f} requests/s")
+                with (
+                    calls(ports["grpc"], self._tls, raw, count) as grpc_made,
+                    rest_calls(
+                        ports["rest"], self._tls, _SMALL, b'{"instances": [1.0]}', count
+                    ) as rest_made,
+                ):
+                    for way, made in (("gRPC", grpc_made), ("REST", rest_made)):
+                        rates = [at_once(made, self._seconds) for _ in range(self._rounds)]
+                        print(
+                            f"{_SMALL}, {way} over TLS, {count:2} connection(s)  "
+                            f"{np.median(rates):6.0f} requests/s"
+                        )
 
     def tail(self) -> None:
         """What loading and swapping one model does to the requests of another."""
@@ -296,11 +339,14 @@ class Bench:
             ended.wait(1.5)
 
     def _serving(self, name: str) -> contextlib.AbstractContextManager[tuple[int, int]]:
-        return started(
+        return started(*self._flags(name))
+
+    def _flags(self, name: str) -> list[str]:
+        return [
             f"--model_name={name}",
             f"--model_base_path={self._models[name].parent}",
             f"--ssl_config_file={self._tls.config}",
-        )
+        ]
 
 
 def main() -> None:
