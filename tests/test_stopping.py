@@ -64,6 +64,7 @@ def test_another_signal_with_a_handler_does_not_end_it() -> None:
 def test_what_was_there_before_is_there_after() -> None:
     run(
         "before = signal.getsignal(signal.SIGINT)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # below nohup it is ignored
         "with StopSignals(signal.SIGHUP):\n"
         "    assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL\n"
         "assert signal.getsignal(signal.SIGINT) is before\n"
