@@ -27,7 +27,7 @@ from fuzz.target import Target, feed, promised
 from sealserve.errors import InputError
 from sealserve.model.onnx_model import FILE_NAME, parse_onnx
 
-__all__ = ["TARGET"]
+__all__ = ["TARGET", "end"]
 
 _ACCEPTED, _REFUSED = "accepted", "refused"
 
@@ -56,6 +56,12 @@ class _Reader:
             raise AssertionError(f"the process that read the model ended: {process.returncode}")
         return answer.strip()
 
+    def close(self) -> None:
+        """End it."""
+        if self._process is not None:
+            self._end(self._process)
+        self._directory.cleanup()
+
     def _start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "fuzz.onnx_reader"]
         self._process = subprocess.Popen(
@@ -72,6 +78,12 @@ class _Reader:
 @functools.cache
 def _reader() -> _Reader:
     return _Reader()
+
+
+def end() -> None:
+    """End the other process; the next input starts it again."""
+    _reader().close()
+    _reader.cache_clear()
 
 
 def _onnx_file(data: bytes) -> None:

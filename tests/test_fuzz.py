@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fuzz import engines, run, serving_files
+from fuzz import engines, onnx_reader, run, serving_files
 from fuzz.targets import TARGETS, Target, feed
 
 from sealserve.errors import InputError, InternalError
@@ -20,6 +21,13 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), s
 
 
 PATCHED = ("verifier", "verifier-collateral", "tls-certificate")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_reader_is_left() -> Iterator[None]:
+    """It once was taken for a child of the volume that a later test had mounted."""
+    yield
+    onnx_reader.end()
 
 
 @pytest.mark.parametrize("name", TARGETS)
