@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from sealserve.serving.runtimes.finite import bodies
+
 __all__ = ["WIDE_LIMIT", "inexact_operations"]
 
 WIDE_LIMIT = 2**30
@@ -118,7 +120,7 @@ def _find_unrounded(graph: ov.Model, found: set[str]) -> None:
         if kind == "ShapeOf" or not any(_name(each) in depends for each in sources):
             continue
         depends.add(node.get_name())
-        for body in _bodies(node, kind):
+        for body in bodies(node):
             _find_unrounded(body, found)
         halves = [each for each in sources if each.get_element_type() == ov.Type.f16]
         gives = any(port.get_element_type() == ov.Type.f16 for port in node.outputs())
@@ -145,7 +147,7 @@ def _walk(graph: ov.Model, found: set[str], *, in_body: bool) -> int:
         if kind != "Parameter" and not any(_name(each) in depends for each in sources):
             continue
         depends.add(node.get_name())
-        for body in _bodies(node, kind):
+        for body in bodies(node):
             _walk(body, found, in_body=True)
         if kind not in _OPEN_ENDED and any(_is_too_wide(each) for each in sources):
             found.add(f"{kind} with a constant beyond 32 bits")
@@ -181,16 +183,6 @@ def _widens_exactly(source: Any, wanted: Any) -> bool:
     if source not in _WIDE and source not in _NARROW:
         return False  # a float may be larger than 32 bits hold
     return wanted == ov.Type.i64 or source not in _SIGNED
-
-
-def _bodies(node: Any, kind: str) -> list[ov.Model]:
-    if kind == "If":
-        return [node.get_then_body(), node.get_else_body()]
-    if kind == "Loop":
-        return [node.get_function()]
-    if kind == "TensorIterator":
-        return [node.get_body()]
-    return []
 
 
 def _largest_constant(sources: list[Any]) -> int | None:
