@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from sealserve import hardening
 
 ROOT = Path(__file__).parent.parent
 IN_CI = os.environ.get("CI") == "true"
@@ -17,6 +21,24 @@ def missing(what: str, remedy: str) -> None:
     if IN_CI:
         pytest.fail(message)
     pytest.skip(message)
+
+
+def pytest_configure() -> None:
+    """Give the tests' processes signals as a terminal does, below ``nohup`` and ``&`` too.
+
+    What is ignored here would be ignored there; a handler does not outlive exec(2).
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _this_process_may_leave_a_core() -> Iterator[None]:
+    """Some tests call the program within this process, whose limits others inherit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardening, "forbid_core_dumps", lambda: None)
+        yield
 
 
 @pytest.hookimpl(trylast=True)

@@ -24,6 +24,7 @@ __all__ = [
     "crash",
     "files_with",
     "where_cores_fall",
+    "without_limit",
 ]
 
 HARDENED = (sys.executable, "-m", "sealserve")
@@ -48,8 +49,12 @@ def where_cores_fall(directory: Path, program: Sequence[str]) -> list[str]:
     if pattern[:1] in ("|", "/") or resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
         missing("a core in the working directory", "sysctl kernel.core_pattern=core")
     directory.mkdir(exist_ok=True)
-    script = 'cd "$0" && ulimit -c "$(ulimit -H -c)" && exec "$@"'
-    return ["sh", "-c", script, str(directory), *program]
+    return ["sh", "-c", 'cd "$0" && exec "$@"', str(directory), *without_limit(program)]
+
+
+def without_limit(program: Sequence[str]) -> list[str]:
+    """The command that runs a program which may leave cores as large as is allowed here."""
+    return ["sh", "-c", 'ulimit -c "$(ulimit -H -c)" && exec "$@"', "sh", *program]
 
 
 def crash(process: subprocess.Popen[bytes], number: signal.Signals) -> bool:

@@ -25,8 +25,7 @@ from tests.volume.test_record import example
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GuestConfig:
-    monkeypatch.setattr("sealserve.guest.bring_up.forbid_core_dumps", lambda: None)
+def config(tmp_path: Path) -> GuestConfig:
     _, public = init_owner(tmp_path / "owner")
     return GuestConfig(
         volume=tmp_path / "models.seal",

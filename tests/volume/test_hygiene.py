@@ -6,7 +6,6 @@ import base64
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ from sealserve.volume.engine import WritableView
 from sealserve.volume.maker import create_sealed, create_writable
 from sealserve.volume.mount import mount_sealed
 from sealserve.volume.record import open_record
+from tests.children import Child
+from tests.cores import HARDENED, without_limit
 from tests.soak import times
 from tests.volume.conftest import MARKER, Sealed, need_tools, tool
 from tests.volume.test_mount import children
@@ -134,11 +135,11 @@ def test_the_key_is_nowhere(
     for place, content in seen.items():
         assert_not_in(content, secrets, place)
     command = [
-        sys.executable, "-P", "-m", "sealserve", "volume", "mount", path, tmp_path / "mnt",
-        "--record", record, "--owner-pub", public, "--driver", "fuse", "--key-fd", "0",
+        *HARDENED, "volume", "mount", str(path), str(tmp_path / "mnt"), "--record", str(record),
+        "--owner-pub", str(public), "--driver", "fuse", "--key-fd", "0",
     ]  # fmt: skip
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=work) as mounting:
+    with Child(without_limit(command), stdin=pipe, stdout=pipe, stderr=pipe, cwd=work) as mounting:
         assert mounting.stdin
         assert mounting.stdout
         mounting.stdin.write(SECRET)

@@ -28,7 +28,6 @@ from sealserve.broker.renewal import LeaseRenewal
 from sealserve.broker.service import BrokerServer
 from sealserve.broker.shared_challenges import SharedChallenges
 from sealserve.errors import Unavailable
-from sealserve.hardening import forbid_core_dumps
 from sealserve.logs import Log, make_log
 from sealserve.stopping import StopSignals
 
@@ -66,7 +65,6 @@ def serve(options: ServeOptions) -> None:
         Refused: ``kek.*``, ``page.socket_in_use``, ``chain.anchor_not_simulation``, ``store.*``.
         InputError: ``chain.anchor_malformed``, ``collateral.*``, ``identity.malformed``.
     """
-    forbid_core_dumps()
     anchor = Anchor.load(options.simulation_anchor)
     log = make_log(program="sealserve broker", anchor=anchor.name)
     with (

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from sealserve import __version__
+from sealserve import __version__, hardening
 from sealserve.cli import console
 from sealserve.errors import InputError, SealserveError, Unavailable
 
@@ -126,6 +126,7 @@ def main() -> NoReturn:
     # SIGTERM unwinds like Ctrl-C; commands that serve put their own handler in its place.
     signal.signal(signal.SIGTERM, _leave)
     try:
+        hardening.forbid_core_dumps()  # each role holds keys: one place for all of them
         command = _PROGRAMS.get(Path(sys.argv[0]).name)
         arguments = [command, *sys.argv[1:]] if command else None
         status = app(arguments, standalone_mode=False, prog_name="sealserve")

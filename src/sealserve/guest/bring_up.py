@@ -33,7 +33,6 @@ from sealserve.guest.evidence import quotes_of
 from sealserve.guest.lease import LeaseKeeper
 from sealserve.guest.measure import guest_events, measure, require_unmeasured
 from sealserve.guest.server_process import ServerProcess
-from sealserve.hardening import forbid_core_dumps
 from sealserve.provenance import require_library
 from sealserve.stopping import StopSignals
 from sealserve.tdx.detect import Choice, find
@@ -106,7 +105,6 @@ def up(config: GuestConfig, *, on_ready: Callable[[dict[str, int]], None]) -> No
         Unavailable: a device, peer or program is missing, ``provenance.extra_missing``
             where the volume's record demands signatures, or ``guest.server_died``.
     """
-    forbid_core_dumps()
     found = find(config.provider, config.sysfs, allow_simulation=config.allow_simulation)
     td = TdxGuest(config.sysfs, config.allow_simulation, provider=quotes_of(found.provider))
     note = {"note": _SIMULATION} if td.simulated else {}

@@ -15,7 +15,6 @@ from sealserve.broker.client import request_release
 from sealserve.broker.identity import BrokerIdentity
 from sealserve.errors import InputError, Unavailable
 from sealserve.guest.evidence import quotes_of
-from sealserve.hardening import forbid_core_dumps
 from sealserve.tdx.detect import Choice, find
 from sealserve.tdx.guest import TdxGuest, read_boot_id
 
@@ -64,7 +63,6 @@ def write_secret(request: SecretRequest, descriptor: int, *, terminal: bool = Fa
             "a terminal would show the secret and keep it",
             hint="pipe it to the program that needs it, or say --terminal",
         )
-    forbid_core_dumps()
     found = find(request.provider, request.sysfs, allow_simulation=request.allow_simulation)
     td = TdxGuest(request.sysfs, request.allow_simulation, provider=quotes_of(found.provider))
     released = request_release(

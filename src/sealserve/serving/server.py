@@ -21,7 +21,6 @@ from typing import Final
 
 from sealserve import __version__
 from sealserve.errors import InputError
-from sealserve.hardening import forbid_core_dumps
 from sealserve.logs import Log, make_log
 from sealserve.serving.access import Gate
 from sealserve.serving.admission import Admission
@@ -244,7 +243,6 @@ def run(config: ServerConfig) -> None:
         SealserveError: the server could not start.
     """
     keep_weights_apart()
-    forbid_core_dumps()  # this process holds TLS keys and the owner's models
     server = Server(config)
     with StopSignals() as stopping:
         server.start()
