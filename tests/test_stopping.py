@@ -13,6 +13,8 @@ import time
 
 import pytest
 
+from tests.children import Child
+
 _HEAD = (
     "import os, signal, sys, threading, time\n"
     "from sealserve.stopping import StopSignals\n"
@@ -64,12 +66,25 @@ def test_another_signal_with_a_handler_does_not_end_it() -> None:
 def test_what_was_there_before_is_there_after() -> None:
     run(
         "before = signal.getsignal(signal.SIGINT)\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # below nohup it is ignored
         "with StopSignals(signal.SIGHUP):\n"
         "    assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL\n"
         "assert signal.getsignal(signal.SIGINT) is before\n"
         "assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL\n"
         "assert signal.set_wakeup_fd(-1) == -1\n"
+    )
+
+
+def test_what_is_ignored_stays_ignored_but_for_sigterm() -> None:
+    """As below ``nohup`` or a shell's ``&``: a closed terminal, Ctrl-C for another program."""
+    run(
+        "for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, signal.SIG_IGN)\n"
+        "with StopSignals(signal.SIGHUP) as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    assert not stop.wait(0.1)\n"
+        "    later(signal.SIGTERM)\n"
+        "    assert stop.wait(20)\n"
     )
 
 
@@ -82,7 +97,7 @@ def test_a_signal_that_another_thread_gets_wakes_the_main_one() -> None:
         "    print('ready', flush=True)\n"
         "    sys.exit(0 if stop.wait(20) else 1)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", _HEAD + code], stdout=subprocess.PIPE) as process:
+    with Child([sys.executable, "-c", _HEAD + code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         begin = time.monotonic()

@@ -26,8 +26,13 @@ class StopSignals:
     """
 
     def __init__(self, *more: signal.Signals) -> None:
-        """Watch SIGTERM, SIGINT and ``more``."""
-        self._numbers = {signal.SIGTERM, signal.SIGINT, *more}
+        """Watch SIGTERM, and of SIGINT and ``more`` those that are not ignored.
+
+        ``nohup`` and a shell's ``&`` ignore signals for the programs that they start.
+        """
+        asked = {signal.SIGINT, *more}
+        heard = {number for number in asked if signal.getsignal(number) != signal.SIG_IGN}
+        self._numbers = {signal.SIGTERM, *heard}
         self._stopped = False
 
     def __enter__(self) -> Self:
