@@ -36,6 +36,7 @@ from tests.broker import vault
 from tests.broker.admin import Person
 from tests.broker.conftest import BOOT_ID, RESOURCE, policy_for, utc_now
 from tests.broker.operation.pages import get
+from tests.children import Child
 
 KEY = b"PLANTED-KEY" + bytes(range(53))
 
@@ -234,7 +235,7 @@ def test_a_port_in_use_is_refused(process: Process) -> None:
 
 def test_the_ready_line_may_go_to_stdout(process: Process) -> None:
     command = [sys.executable, "-m", "sealserve", *process.arguments, "--ready-fd", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+    with Child(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
         assert running.stdout is not None
         process.address = json.loads(running.stdout.readline())["address"]
         try:

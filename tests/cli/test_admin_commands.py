@@ -21,6 +21,7 @@ from sealserve.broker.config import AdminConfig, BrokerConfig
 from sealserve.broker.config_file import render
 from sealserve.broker.directory import open_broker
 from sealserve.logs import make_log
+from tests.children import Child
 from tests.cli.test_broker_commands import Owner, owner, refusal_of, result_of, sealserve
 
 __all__ = ["owner"]
@@ -180,7 +181,7 @@ def test_an_auditor_exports_and_verifies_from_afar(office: Office, tmp_path: Pat
 def test_a_tail_that_follows_prints_what_comes(office: Office) -> None:
     command = [sys.executable, "-m", "sealserve", "audit", "tail", "--follow", "--json"]
     command += ["--last", "1", "--broker", str(office.root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+    with Child(command, stdout=subprocess.PIPE, text=True) as following:
         assert following.stdout is not None
         first = json.loads(following.stdout.readline())
         disable = office.here("secret", "disable", "models/demo", "--version", "1")

@@ -19,6 +19,7 @@ from sealserve.simulator.platform import SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd, report_of
 from sealserve.tdx.eventlog import RuntimeEvent, encode_log
 from sealserve.tdx.evidence import AzureEvidence
+from tests.children import Child
 from tests.conftest import missing
 from tests.tdx.azure_guest import hcl_report
 from tests.vectors import vector_path
@@ -261,7 +262,7 @@ def test_a_simulated_machine_from_platform_to_quote(tmp_path: Path) -> None:
         assert json.loads(made.stdout)["simulation"] is True
     command = [sys.executable, "-m", "sealserve", "simulate", "td", "--firmware", "other"]
     command += ["--platform", str(tmp_path / "p"), "--mount", str(tmp_path / "td")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with Child(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         try:
             assert json.loads(process.stdout.readline())["sysfs"] == str(tmp_path / "td")

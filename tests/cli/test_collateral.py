@@ -16,6 +16,7 @@ import pytest
 from sealserve.attestation.collateral import Collateral
 from sealserve.simulator.platform import ANCHOR_FILE, COLLATERAL_FILE, SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
+from tests.children import Child
 from tests.vectors import vector_path
 
 FMSPC = "51494d000000"
@@ -49,9 +50,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(tmp_path_factory.mktemp("site"))
     command = [sys.executable, "-m", "sealserve", "simulate", "pccs"]
     command += ["--platform", str(site.platform), "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
+    with Child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         ready = json.loads(server.stdout.readline())
         assert ready["simulation"] is True

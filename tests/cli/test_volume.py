@@ -16,6 +16,7 @@ from sealserve.broker.deposit import open_deposit
 from sealserve.broker.directory import open_broker
 from sealserve.volume.process import is_mounted
 from sealserve.volume.record import key_id_of, peek_record
+from tests.children import Child
 from tests.cli.test_owner import sealserve
 from tests.volume.conftest import flip, need_tools
 
@@ -134,7 +135,7 @@ def test_mount_until_told_to_stop(made: Made, tmp_path: Path, number: signal.Sig
         "--record", made.record, "--owner-pub", made.public, "--driver", "fuse",
         "--key-fd", "0", "--json",
     ]  # fmt: skip
-    with subprocess.Popen(
+    with Child(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as mounting:
         assert mounting.stdin is not None
@@ -162,7 +163,7 @@ def test_a_mount_answers_through_a_pipe_while_it_lasts(made: Made, tmp_path: Pat
         "--record", made.record, "--owner-pub", made.public, "--driver", "fuse",
         "--key-fd", "0", "--json",
     ]  # fmt: skip
-    with subprocess.Popen(
+    with Child(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as mounting:
         assert mounting.stdin is not None

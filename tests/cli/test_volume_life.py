@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sealserve.volume.process import is_mounted
+from tests.children import Child
 from tests.cli.test_owner import sealserve
 from tests.cli.test_volume import Made, made
 
@@ -69,7 +70,7 @@ def test_a_mount_ends_with_its_lease(made: Made, tmp_path: Path) -> None:
     """Whoever holds the lease holds the writing end; when it lets go, all closes in order."""
     mountpoint = tmp_path / "mnt"
     reader, writer = os.pipe()
-    with subprocess.Popen(
+    with Child(
         command(made, mountpoint, "--while-fd", str(reader)),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[reader],
     ) as holder:  # fmt: skip

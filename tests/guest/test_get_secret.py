@@ -22,6 +22,7 @@ from sealserve.broker.directory import Broker, create, open_broker
 from sealserve.simulator.platform import ANCHOR_FILE, COLLATERAL_FILE, SimulatedPlatform
 from sealserve.simulator.td import SoftwareTd
 from tests.broker.conftest import policy_for, serve
+from tests.children import Child
 from tests.conftest import missing
 from tests.cores import HARDENED, UNHARDENED, crash, files_with, where_cores_fall
 
@@ -43,7 +44,7 @@ def sysfs(tmp_path: Path, platform: SimulatedPlatform) -> Iterator[Path]:
     mount.mkdir()
     command = [sys.executable, "-m", "sealserve", "simulate", "td"]
     command += ["--platform", str(tmp_path / "platform"), "--mount", str(mount)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with Child(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["simulation"]
         yield mount
@@ -112,7 +113,7 @@ def test_a_crash_with_the_secret_in_memory_leaves_no_core(
     command = where_cores_fall(tmp_path / "cores", (*program, *asked[3:]))
     reading, writing = os.pipe()
     os.write(writing, bytes(fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)))
-    with subprocess.Popen(command, stdout=writing) as guest:
+    with Child(command, stdout=writing) as guest:
         os.close(writing)
         waits_for = Path(f"/proc/{guest.pid}/wchan")
         deadline = time.monotonic() + 60

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import pytest
 
 from sealserve.wire.serving import api_pb2, v2_pb2
 from sealserve.wire.tensors import to_proto
+from tests.children import Child
 from tests.conftest import missing
 from tests.serving.conftest import OWNER_NAME, https_connection, make_pair, ssl_config
 from tests.serving.processes import command, process
@@ -192,7 +192,7 @@ def test_a_server_on_its_unix_socket_alone_opens_no_port(
     log = tmp_path / "log"
     with (
         log.open("wb") as stderr,
-        subprocess.Popen(command(*given, *own), stderr=stderr) as child,
+        Child(command(*given, *own), stderr=stderr) as child,
     ):
         try:
             end = time.monotonic() + 60

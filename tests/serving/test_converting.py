@@ -38,6 +38,7 @@ from sealserve.serving.runtimes.conversion import Conversion, Converted, NotConv
 from sealserve.serving.runtimes.converting import Converters
 from sealserve.serving.runtimes.graphs import Graph
 from sealserve.serving.runtimes.openvino import OpenVinoRuntime
+from tests.children import Child
 from tests.onnx_files import GIVEN, onnx_bytes
 from tests.serving.conftest import question_of, questions
 from tests.soak import SOAK, times
@@ -462,7 +463,7 @@ def test_it_ends_with_a_server_that_is_killed(models: Path) -> None:
         "    print(made.signatures._process.pid, flush=True); time.sleep(60)"
     )
     place = str(models / "affine" / "1")
-    with subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE) as server:
+    with Child([sys.executable, "-c", code, place], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         child = int(server.stdout.readline())
         server.kill()

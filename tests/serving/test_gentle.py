@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sealserve.serving import gentle
+from tests.children import Child
 
 
 def priority_of(thread: int) -> int:
@@ -107,7 +108,7 @@ def test_threads_that_are_being_made_are_raised_too(monkeypatch: pytest.MonkeyPa
         time.sleep(0.001)
         set_at_once(thread, priority)
 
-    with subprocess.Popen([sys.executable, "-c", MAKES_THREADS], stdout=subprocess.PIPE) as process:
+    with Child([sys.executable, "-c", MAKES_THREADS], stdout=subprocess.PIPE) as process:
         try:
             tasks = Path(f"/proc/{process.pid}/task")
             gentle.give_way(process.pid)

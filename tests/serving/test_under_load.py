@@ -24,6 +24,7 @@ import pytest
 
 from sealserve.files import write_atomically
 from sealserve.wire.serving import api_pb2
+from tests.children import Child
 from tests.conftest import ROOT
 from tests.serving.conftest import OWNER_NAME, Pair, certificate_shown, make_pair, ssl_config
 from tests.serving.processes import process
@@ -81,7 +82,7 @@ def load(roots: Path, *replicas: dict[str, int]) -> Iterator[Asked]:
         "connections": 3,
         "renew": 10,
     }
-    with subprocess.Popen(
+    with Child(
         [sys.executable, "-m", "tests.serving.load", json.dumps(settings)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -22,6 +22,7 @@ from sealserve.address import Address
 from sealserve.attestation import ratls
 from sealserve.errors import Refused, Unavailable
 from sealserve.simulator.impostor import Impostor, forge, steal_evidence
+from tests.children import Child
 from tests.simulated import EVENTS, collateral, fitting_policy, platform, report, verifier
 
 
@@ -151,9 +152,7 @@ def test_the_command_counts_and_reports(identity: ratls.TlsIdentity, tmp_path: P
     with serving(context_of(identity, tmp_path)) as victim:
         command = [sys.executable, "-m", "sealserve", "simulate", "impostor"]
         command += ["--victim", str(victim), "--listen", "127.0.0.1:0"]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
+        with Child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             ready = json.loads(process.stdout.readline())
             fetch(Address.parse(ready["address"], where="test"))

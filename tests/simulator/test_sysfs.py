@@ -25,6 +25,7 @@ from sealserve.tdx.eventlog import RuntimeEvent, replay
 from sealserve.tdx.guest import TdxGuest
 from sealserve.tdx.quote import parse_quote
 from sealserve.tdx.replay import compare, replay_logs
+from tests.children import Child
 from tests.conftest import missing
 
 DATA = bytes(range(64))
@@ -46,7 +47,7 @@ def td(tmp_path: Path, platform_dir: Path) -> Iterator[Path]:
     mount.mkdir()
     command = [sys.executable, "-m", "sealserve", "simulate", "td"]
     command += ["--platform", str(platform_dir), "--mount", str(mount)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with Child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         ready = json.loads(process.stdout.readline())

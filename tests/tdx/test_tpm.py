@@ -20,6 +20,7 @@ from sealserve.errors import InputError, Unavailable
 from sealserve.tdx import tpm
 from sealserve.tdx.evidence import PassingTrouble
 from sealserve.tdx.tpm import NvIndex, Transmit, device_transmit
+from tests.children import Child
 from tests.conftest import missing
 from tests.tdx.fake_kernel import error
 
@@ -35,7 +36,7 @@ def swtpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transmit]:
     near = state / "tpm.sock"
     command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}"]
     command += ["--server", f"type=unixio,path={near}", "--flags", "not-need-init,startup-clear"]
-    with subprocess.Popen(command) as process:
+    with Child(command) as process:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(30)
             _connect(connection, near, process)

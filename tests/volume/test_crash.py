@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import Child
 from tests.soak import times
 from tests.volume import writer
 from tests.volume.conftest import tool
@@ -51,7 +52,7 @@ def test_the_daemon_is_killed_while_files_are_written(
     mount = mounted(state, mountpoint)
     try:
         (serving,) = [pid for pid in children() if b"volume.fuse" in cmdline(pid)]
-        with subprocess.Popen(
+        with Child(
             [sys.executable, writer.__file__, mountpoint, str(seed)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -23,6 +23,7 @@ from sealserve.volume.mount import mount_sealed
 from sealserve.volume.process import is_mounted
 from sealserve.volume.state import MountState
 from sealserve.volume.takedown import leftovers, take_down
+from tests.children import Child
 from tests.volume.conftest import Sealed
 from tests.volume.test_mount import children
 from tests.volume.test_writable import SIZE, Writable, empty, mounted, state
@@ -271,7 +272,7 @@ def test_the_keeper_acts_only_for_a_holder_that_is_gone(
 def test_a_holder_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
     """Its files close before it is gone: a keeper once found it alive, and left its mount."""
     made = announced(tmp_path)
-    with subprocess.Popen(["sleep", "0.3"]) as ending:
+    with Child(["sleep", "0.3"]) as ending:
         path = states._path_of(made.mountpoint)
         started = states._start_of(ending.pid)
         fields = {**json.loads(path.read_text()), "pid": ending.pid, "started": started}
@@ -291,7 +292,7 @@ def test_the_keeper_ends_with_an_orderly_close(tmp_path: Path) -> None:
 
 def test_the_keeper_notices_a_killed_holder(tmp_path: Path) -> None:
     """The writing end of the pipe is in no other process: not in the keeper's own either."""
-    with subprocess.Popen(
+    with Child(
         [sys.executable, "-c", _HOLDER, tmp_path / "run", tmp_path / "mnt"], stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from sealserve.errors import Unavailable
 from sealserve.volume import child
 from sealserve.volume.watchdog import _Connection
+from tests.children import Child
 from tests.volume.test_mount import NothingLeft
 from tests.volume.test_writable import Writable, children, cmdline, empty, mounted, state
 
@@ -21,7 +21,7 @@ __all__ = ["empty", "state"]
 
 def test_only_a_stuck_process_is_seen_as_stuck(tmp_path: Path) -> None:
     directory = os.open(tmp_path, os.O_PATH)
-    with subprocess.Popen(["/bin/sleep", "60"]) as idle:
+    with Child(["/bin/sleep", "60"]) as idle:
         connection = _Connection(idle.pid, 0, directory)
         assert not connection.is_stuck()
         idle.send_signal(signal.SIGSTOP)

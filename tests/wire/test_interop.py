@@ -15,6 +15,7 @@ from google.protobuf import message_factory
 import sealserve
 from sealserve.wire.serving import api_pb2, config_pb2
 from sealserve.wire.tensorflow import example_pb2, graph_pb2, tensor_pb2
+from tests.children import Child
 from tests.wire import random_messages
 
 # Their package ships no definitions of these; the sources state the field numbers.
@@ -50,7 +51,7 @@ def test_every_field_is_theirs_and_random_messages_survive_both_ways(oracle: Pat
         name: {field.number: random_messages.shape(field) for field in kind.DESCRIPTOR.fields}
         for name, kind in ours.items()
     }
-    with subprocess.Popen(
+    with Child(
         [oracle, Path(random_messages.__file__)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
