@@ -37,7 +37,7 @@ from sealserve.serving.runtimes.choice import ChoosingRuntime
 from sealserve.serving.runtimes.conversion import Conversion, Converted, NotConverted, Reading
 from sealserve.serving.runtimes.converting import Converters
 from sealserve.serving.runtimes.graphs import Graph
-from sealserve.serving.runtimes.openvino import OpenVinoRuntime
+from sealserve.serving.runtimes.openvino import CORE, OpenVinoRuntime
 from tests.children import Child
 from tests.onnx_files import GIVEN, onnx_bytes
 from tests.serving.conftest import question_of, questions
@@ -113,7 +113,7 @@ class ThroughTheWire(OpenVinoRuntime):
 
     def _sent(self, each: Converted | NotConverted) -> Converted | NotConverted:
         with wire.memory_files(2) as files:
-            return wire.read_outcome(self._core, again(wire.write_outcome(each, files)), files)
+            return wire.read_outcome(CORE, again(wire.write_outcome(each, files)), files)
 
 
 def again(header: Any) -> Any:
@@ -493,9 +493,6 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )
-
-
-CORE = ov.Core()
 
 
 @given(st.dictionaries(st.sampled_from([*json.loads(_GRAPH), "error"]), JSON))

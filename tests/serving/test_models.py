@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -225,3 +227,31 @@ def test_the_unread_indices_of_a_max_pool_refuse_no_model(tmp_path: Path) -> Non
     x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
     pooled = _computed(_saved_model(tmp_path / "1", builder, "y"), x)
     np.testing.assert_array_equal(pooled.ravel(), [5, 7, 13, 15])
+
+
+A_RUNTIME_ENDS_IN_ANOTHER_THREAD = """
+import gc, io, pathlib, signal, sys, threading
+from sealserve.logs import make_log
+from sealserve.serving.config import RuntimeConfig
+from sealserve.serving.runtimes.openvino import OpenVinoRuntime
+runtimes = [OpenVinoRuntime(RuntimeConfig(), make_log(io.StringIO()))]
+runtimes[0].load(pathlib.Path(sys.argv[1])).close()
+def end():
+    runtimes.clear()
+    gc.collect()
+thread = threading.Thread(target=end)
+thread.start()
+thread.join()
+signal.signal(signal.SIGALRM, lambda *_: print("came"))
+signal.raise_signal(signal.SIGALRM)
+"""
+
+
+def test_a_signal_after_a_runtime_has_ended_does_not_end_the_process(models: Path) -> None:
+    """OpenVINO had unmapped the stack for the signals of the thread that first compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", A_RUNTIME_ENDS_IN_ANOTHER_THREAD, models / "affine" / "1"],
+        capture_output=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (0, b"came\n"), done.stderr[-2000:]

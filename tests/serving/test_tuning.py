@@ -22,6 +22,7 @@ from sealserve.serving.config import RuntimeConfig
 from sealserve.serving.runtimes import tuning
 from sealserve.serving.runtimes.base import Model
 from sealserve.serving.runtimes.choice import ChoosingRuntime
+from sealserve.serving.runtimes.openvino import CORE
 from sealserve.serving.runtimes.tuning import Tuner
 from sealserve.wire.tensors import Array
 from tests.serving.conftest import question_of
@@ -68,7 +69,7 @@ def test_streams_and_threads_follow_the_cores_the_model_and_the_flags(
     assert plan.ways[0]["INFERENCE_NUM_THREADS"] == threads
     assert plan.ways[0].get("NUM_STREAMS") == streams
     assert plan.reason.startswith(reason)
-    ways = [ov.Core().compile_model(model, "CPU", dict(way)) for way in plan.ways]
+    ways = [CORE.compile_model(model, "CPU", dict(way)) for way in plan.ways]
     tuned = tuner.tuning(ways, plan.reason)
     # OpenVINO may give fewer than it is asked for, where there are not so many cores.
     assert 1 <= tuned.streams <= (streams or 4)
@@ -132,7 +133,7 @@ def test_bfloat16_is_computed_only_when_asked_for(models: Path) -> None:
         assert f"at {precision}: " in told["tuning"]
         model.close()
     assert errors["f32"] < 1e-5
-    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert 1e-5 < errors["bf16"] < 0.05
     else:
         assert "the processor has no bfloat16" in told["tuning"]

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import openvino as ov
@@ -49,12 +49,20 @@ from sealserve.serving.runtimes.ways import Lane, Way
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensors import Array
 
-__all__ = ["OpenVinoRuntime"]
+__all__ = ["CORE", "OpenVinoRuntime"]
 
 _DEVICE = "CPU"
 _KEPT_BYTES = 16 * 2**20
 _MAX_RANK = 8
 _MAX_OTHERS = 8  # for one input: all of them
+
+CORE: Final = ov.Core()
+"""The one of this process, to its end.
+
+Its processor plugin gives the thread that first compiles another stack for signals
+(sigaltstack(2)), and unmaps it when the last that uses the plugin ends, in whatever
+thread: the next signal to the first one would end the process.
+"""
 
 
 class OpenVinoRuntime:
@@ -65,9 +73,8 @@ class OpenVinoRuntime:
     def __init__(self, config: RuntimeConfig, log: Log) -> None:
         self._reading = Reading(config.tags, prefer_lite=config.prefer_lite)
         self._precision = config.precision
-        self._core = ov.Core()
         _make_first_tensor()
-        self._converters = Converters(self._core)
+        self._converters = Converters(CORE)
         self._tuner = Tuner.here(config)
         log.info(
             "runtime",
@@ -108,7 +115,7 @@ class OpenVinoRuntime:
     def _converted(self, path: Path) -> AbstractContextManager[Conversion]:
         if is_beside_requests():
             return self._converters.convert(path, self._reading)
-        return nullcontext(convert(self._core, path, self._reading))
+        return nullcontext(convert(CORE, path, self._reading))
 
     def _computed(self, path: Path, each: Converted | NotConverted) -> _Computed:
         if isinstance(each, NotConverted):
@@ -121,7 +128,7 @@ class OpenVinoRuntime:
             return behind
 
         def convert_for(ranks: Mapping[str, int]) -> Converted:
-            return convert_ranks(self._core, path, self._reading, key, ranks)
+            return convert_ranks(CORE, path, self._reading, key, ranks)
 
         def compile_for(ranks: Mapping[str, int]) -> _Compiled:
             return self._compile(convert_for(ranks), lambda: convert_for(ranks))
@@ -144,7 +151,7 @@ class OpenVinoRuntime:
 
         def compile_with(properties: Mapping[str, Any]) -> ov.CompiledModel:
             source = kept[0] if kept else again().graph.graph
-            return self._core.compile_model(source, _DEVICE, dict(properties))
+            return CORE.compile_model(source, _DEVICE, dict(properties))
 
         try:
             ways = [
