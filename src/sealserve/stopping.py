@@ -16,23 +16,28 @@ import time
 from types import FrameType
 from typing import Self
 
-__all__ = ["StopSignals"]
+__all__ = ["StopSignals", "endings"]
+
+
+def endings() -> set[signal.Signals]:
+    """The signals that ask this process to end: SIGTERM, Ctrl-C and the end of its terminal.
+
+    Not those that are ignored: ``nohup`` and a shell's ``&`` begin a program so.
+    """
+    asked = (signal.SIGINT, signal.SIGHUP)
+    heard = (number for number in asked if signal.getsignal(number) != signal.SIG_IGN)
+    return {signal.SIGTERM, *heard}
 
 
 class StopSignals:
-    """From entering to leaving, these signals end the wait and not the process.
+    """From entering to leaving, `endings` end the wait and not the process.
 
     A context manager for the main thread.
     """
 
-    def __init__(self, *more: signal.Signals) -> None:
-        """Watch SIGTERM, and of SIGINT and ``more`` those that are not ignored.
-
-        ``nohup`` and a shell's ``&`` ignore signals for the programs that they start.
-        """
-        asked = {signal.SIGINT, *more}
-        heard = {number for number in asked if signal.getsignal(number) != signal.SIG_IGN}
-        self._numbers = {signal.SIGTERM, *heard}
+    def __init__(self) -> None:
+        """Watch `endings`."""
+        self._numbers = endings()
         self._stopped = False
 
     def __enter__(self) -> Self:

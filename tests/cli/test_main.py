@@ -94,10 +94,11 @@ def test_a_bug_is_reported_without_its_values() -> None:
     assert "Traceback" not in wrong.stderr
 
 
-def test_ctrl_c_and_sigterm_end_with_the_shells_statuses() -> None:
+def test_what_ends_a_program_has_the_shells_status() -> None:
     assert run(code=_failing("raise KeyboardInterrupt")).returncode == 128 + signal.SIGINT
-    killed = run(code=_failing("import os, signal; os.kill(os.getpid(), signal.SIGTERM)"))
-    assert killed.returncode == 128 + signal.SIGTERM
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        ended = run(code=_failing(f"import os; os.kill(os.getpid(), {number:d})"))
+        assert ended.returncode == 128 + number
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -15,6 +15,7 @@ from typer.main import get_command
 from sealserve.broker.directory import create
 from sealserve.cli import main
 from sealserve.cli.main import app
+from sealserve.stopping import endings
 
 ADMINISTRATION = {
     "broker", "secret", "resource", "policy", "collateral", "lease", "proposal", "audit",
@@ -142,12 +143,13 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def _run() -> object:
     """The program on `sys.argv`; its exit status."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in endings()}
     try:
         with pytest.raises(SystemExit) as ended:
             main()
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return ended.value.code
 
 

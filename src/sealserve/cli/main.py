@@ -17,6 +17,7 @@ from typer.main import get_command
 from sealserve import __version__, hardening
 from sealserve.cli import console
 from sealserve.errors import InputError, SealserveError, Unavailable
+from sealserve.stopping import endings
 
 __all__ = ["main"]
 
@@ -123,8 +124,9 @@ def root(
 
 def main() -> NoReturn:
     """Run the program; every failure becomes one message and an exit status."""
-    # SIGTERM unwinds like Ctrl-C; commands that serve put their own handler in its place.
-    signal.signal(signal.SIGTERM, _leave)
+    # They unwind like Ctrl-C; commands that serve put their own handlers in their place.
+    for number in endings() - {signal.SIGINT}:
+        signal.signal(number, _leave)
     try:
         hardening.forbid_core_dumps()  # each role holds keys: one place for all of them
         command = _PROGRAMS.get(Path(sys.argv[0]).name)

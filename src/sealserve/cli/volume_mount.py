@@ -54,7 +54,6 @@ def mount(
     Example: my-key-tool | sealserve volume mount models.seal /mnt --record models.record
     --owner-pub owner.pub --driver fuse --key-fd 0
     """
-    import signal
 
     from sealserve import logs
     from sealserve.stopping import StopSignals
@@ -67,7 +66,7 @@ def mount(
         return
     logs.configure(program="sealserve volume")
     # From here on a signal only ends the wait below, so nothing is left half way.
-    with StopSignals(signal.SIGHUP) as ending:
+    with StopSignals() as ending:
         _, opened = opened_record(record, owner_pub)
         key = read_key(key_fd, XTS_KEY_SIZE)
         try:

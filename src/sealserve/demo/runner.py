@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sealserve.errors import Unavailable
+from sealserve.stopping import endings
 
 __all__ = ["Outcome", "Runner", "Service"]
 
@@ -276,12 +277,12 @@ class Runner:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold SIGTERM and SIGINT back until a new process is known to whoever ends it.
+    """Hold what would end this process back until a new process is known to whoever ends it.
 
     Swapped handlers, not a blocked mask: a mask would be the new process's as well.
     """
     came: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = endings()
     before = {
         number: signal.signal(number, lambda number, _frame: came.append(number))
         for number in numbers
