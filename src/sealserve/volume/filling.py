@@ -49,6 +49,7 @@ def format_header(
     derivation: Sequence[str] = RANDOM_KEY,
     volume_key: bytes | bytearray | None = None,
     layout: Layout = OUR_LAYOUT,
+    inherited: Sequence[int] = (),
 ) -> None:
     """Write a LUKS2 header in our shape over the beginning of a file.
 
@@ -60,9 +61,10 @@ def format_header(
         derivation: options of ``cryptsetup`` for the keyslot's key derivation.
         volume_key: the LUKS volume key; a fresh one if absent.
         layout: ours, or that of an adopted volume.
+        inherited: descriptors by which ``cryptsetup`` reaches the path.
     """
     with secret_pipe(key) as reader, contextlib.ExitStack() as stack:
-        descriptors, given = [reader], []
+        descriptors, given = [*inherited, reader], []
         if volume_key is not None:
             descriptors.append(stack.enter_context(secret_pipe(volume_key)))
             given = [f"--volume-key-file=/proc/self/fd/{descriptors[-1]}"]

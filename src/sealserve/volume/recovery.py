@@ -96,8 +96,9 @@ def backup_header(
                 "--pbkdf-force-iterations=4",
             )  # fmt: skip
             format_header(
-                Path(f"/proc/{os.getpid()}/fd/{descriptor}"), record.uuid, phrase, runner,
+                Path(f"/proc/self/fd/{descriptor}"), record.uuid, phrase, runner,
                 derivation=derivation, volume_key=volume_key, layout=layout_of(record),
+                inherited=[descriptor],
             )  # fmt: skip
     finally:
         wipe(volume_key)
