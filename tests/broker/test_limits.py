@@ -144,13 +144,13 @@ def test_calls_that_never_arrive_are_ended(world: World, monkeypatch: pytest.Mon
 def test_one_address_has_only_a_part_of_the_calls(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(world.server._door, "_per_peer", 3)
+    monkeypatch.setattr(world.server.door, "_per_peer", 3)
     raw = v1_pb2.ChallengeRequest(resource=RESOURCE).SerializeToString()
     with Wire(world) as wire:
         with begun([wire], 3):
             # Not by asking: a question would take a place that one of the three was to have.
             for _ in range(400):
-                if world.server._door._open["127.0.0.1"] == 3:
+                if world.server.door._open["127.0.0.1"] == 3:
                     break
                 time.sleep(0.05)
             answer = wire.call(CHALLENGE_METHOD, raw)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -40,6 +39,7 @@ from sealserve.broker.administration import Administration
 from sealserve.broker.directory import Broker
 from sealserve.broker.door import Door, DoorShut
 from sealserve.broker.operation.chain_watch import ChainWatch
+from sealserve.broker.port import Port
 from sealserve.broker.principals import Caller, spki_sha256
 from sealserve.broker.tables import PrincipalRow
 from sealserve.certificates import UNREADABLE, client_certificate
@@ -52,7 +52,6 @@ __all__ = ["AdminServer"]
 _CALLS: Final = 64
 _PER_PRINCIPAL: Final = 16
 _WORKERS: Final = 4
-_STOP_SECONDS: Final = 10.0
 _OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
@@ -71,7 +70,7 @@ _STATUS: Final[dict[type[SealserveError], grpc.StatusCode]] = {
 }
 
 
-class AdminServer:
+class AdminServer(Port):
     """A listening administration port.
 
     Args:
@@ -87,38 +86,21 @@ class AdminServer:
     def __init__(
         self, broker: Broker, listen: Address, log: Log, chain: ChainWatch | None = None
     ) -> None:
-        self._door = Door(per_peer=_PER_PRINCIPAL, workers=_WORKERS)
-        self._pool = ThreadPoolExecutor(_CALLS, thread_name_prefix="admin")
-        self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=_CALLS)
-        servicer = _Servicer(Administration(broker, chain), self._door, log)
-        self._server.add_generic_rpc_handlers((servicer.handlers(),))
+        door = Door(per_peer=_PER_PRINCIPAL, workers=_WORKERS)
+        super().__init__("admin", door, calls=_CALLS, options=_OPTIONS)
+        servicer = _Servicer(Administration(broker, chain), door, log)
+        self.server.add_generic_rpc_handlers((servicer.handlers(),))
         known = _Principals(broker, log)
         credentials = grpc.dynamic_ssl_server_credentials(
             known.configuration(), known.changed, require_client_authentication=True
         )
-        try:
-            port = self._server.add_secure_port(str(listen), credentials)
-        except RuntimeError:
-            port = 0
-        if port == 0:
+        if not self.listen(listen, credentials):
             raise Unavailable(
                 "admin.listen_failed",
                 "the broker cannot listen for administrators there",
                 where=str(listen),
                 hint="another process may hold the port, or the address is not this machine's",
             )
-        self.address = Address(listen.host, port)
-
-    def start(self) -> None:
-        """Answer calls from now on."""
-        self._door.start()
-        self._server.start()
-
-    def stop(self) -> None:
-        """Refuse new calls, let those in flight finish, and return when all is still."""
-        self._server.stop(_STOP_SECONDS).wait()
-        self._door.stop()
-        self._pool.shutdown()
 
 
 class _Principals:

@@ -16,7 +16,6 @@ import ipaddress
 import math
 import urllib.parse
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -28,6 +27,7 @@ from sealserve.address import Address
 from sealserve.broker.door import CALLS, Door, DoorShut
 from sealserve.broker.introspection import HEALTH_METHOD, Health, add_reflection
 from sealserve.broker.judge import Decision, unavailable
+from sealserve.broker.port import Port
 from sealserve.broker.protocol import (
     CHALLENGE_METHOD,
     MAX_MESSAGE_BYTES,
@@ -41,10 +41,7 @@ from sealserve.broker.renewal import LeaseRenewal, RenewalRequest
 from sealserve.errors import InputError, Refused, SealserveError, Unavailable
 from sealserve.wire.broker import v1_pb2
 
-__all__ = ["DRAIN_SECONDS", "BrokerServer"]
-
-DRAIN_SECONDS: Final = 10.0
-"""How long calls in flight may take to finish when the server stops."""
+__all__ = ["BrokerServer"]
 
 _OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -60,7 +57,7 @@ _OPTIONS: Final[list[tuple[str, int]]] = [
 _M = TypeVar("_M", bound=Message)
 
 
-class BrokerServer:
+class BrokerServer(Port):
     """A listening broker.
 
     Args:
@@ -82,37 +79,19 @@ class BrokerServer:
         log: FilteringBoundLogger,
     ) -> None:
         broker = releases.judge.broker
-        self._door = Door()
-        self._pool = ThreadPoolExecutor(CALLS, thread_name_prefix="broker")
-        self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=CALLS)
-        servicer = _Servicer(releases, renewals, Health(broker.store), self._door, log)
-        self._server.add_generic_rpc_handlers(_handlers(servicer))
-        add_reflection(self._server)
+        super().__init__("broker", Door(), calls=CALLS, options=_OPTIONS)
+        servicer = _Servicer(releases, renewals, Health(broker.store), self.door, log)
+        self.server.add_generic_rpc_handlers(_handlers(servicer))
+        add_reflection(self.server)
         certificate = broker.identity.certificate.encode()
         credentials = grpc.ssl_server_credentials([(broker.tls_private_key(), certificate)])
-        try:
-            port = self._server.add_secure_port(str(listen), credentials)
-        except RuntimeError:
-            port = 0
-        if port == 0:
+        if not self.listen(listen, credentials):
             raise Unavailable(
                 "broker.listen_failed",
                 "the broker cannot listen there",
                 where=str(listen),
                 hint="another process may hold the port, or the address is not this machine's",
             )
-        self.address = Address(listen.host, port)
-
-    def start(self) -> None:
-        """Answer calls from now on."""
-        self._door.start()
-        self._server.start()
-
-    def stop(self) -> None:
-        """Refuse new calls, let those in flight finish, and return when all is still."""
-        self._server.stop(DRAIN_SECONDS).wait()
-        self._door.stop()
-        self._pool.shutdown()
 
 
 @dataclass(frozen=True, slots=True)
