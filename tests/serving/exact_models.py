@@ -4,6 +4,8 @@
 to the Nth inputs of each signature: arrays, or nothing where it refuses.
 """
 
+import contextlib
+
 import more_models
 import numpy as np
 import tensorflow as tf
@@ -228,6 +230,15 @@ OTHERS = {
     "inverse": lambda x: tf.linalg.inv(tf.linalg.tensordot(x, x, 0)[:2, :2]),
     "product": lambda x: tf.tensordot(x, x, 1),
 }
+KERNEL = np.sin(np.arange(36, dtype="f4")).reshape(3, 3, 1, 4)
+# OpenVINO moved a transpose past each of them and left its axis where it was.
+ALONG = {
+    "axis": lambda x: tf.nn.log_softmax(x, 1),
+    "turned": lambda x: tf.transpose(tf.nn.log_softmax(x)),
+    "channels": lambda x: tf.nn.log_softmax(tf.nn.conv2d(x[..., tf.newaxis], KERNEL, 1, "SAME")),
+    "loop": lambda x: repeated(lambda y: 2.0 * tf.nn.log_softmax(y, 1), x),
+    "masked": lambda x: tf.nn.log_softmax(x + np.array([0, -1e9, 0, 0], "f4"), 2),
+}
 CASTS = [
     np.array(each, "f4")
     for each in (
@@ -272,6 +283,7 @@ def make(root):
         ("narrow", NARROW, [None], CASTS),
         ("rounded", ROUNDED, [None, 4], numbers[:1]),
         ("trap_unrounded", UNROUNDED, [None, 4], []),
+        ("along", ALONG, [None, None, 4], SIZES[:2]),
     ):
         module = tf.Module()
         dtype = tf.int32 if name in ("passed_on", "trap_within", "counted") else tf.float32
@@ -282,3 +294,22 @@ def make(root):
             answers = more_models.ask(root / name / "1", [signature], asked)
             for number, (_, given, answer) in enumerate(answers):
                 more_models.keep(root / f"asked{number}", name, signature, given, answer)
+    make_lite(root)
+
+
+def make_lite(root):
+    """``log_softmax`` over another axis than the last, in TensorFlow Lite."""
+    place = root / "along_lite" / "1"
+    place.mkdir(parents=True)
+    module = tf.Module()
+    module.f = tf.function(
+        lambda x: {"y": tf.nn.log_softmax(x, 1)},
+        input_signature=[tf.TensorSpec([2, 3, 4], tf.float32, name="x")],
+    )
+    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [module.f.get_concrete_function()], module
+        )
+        (place / "model.tflite").write_bytes(converter.convert())
+    answer = module.f(SIZES[0])
+    more_models.keep(root / "asked0", "along_lite", "serving_default", {"x": SIZES[0]}, answer)

@@ -155,6 +155,14 @@ def test_trap_a_half_is_not_rounded(models: Path) -> None:
     assert refused(models, "rounded", "") == {"once": set(), "largest": set()}
 
 
+def test_trap_a_transpose_is_moved_past_log_softmax(models: Path) -> None:
+    """OpenVINO's own translation goes along another axis then, behind each convolution too."""
+    found = refused(models, "along", "")
+    assert found == {key: set() for key in ("axis", "turned", "channels", "loop", "masked")}
+    assert not any(guards(models / "more" / "exact" / "along" / "1").values())
+    assert refused(models, "along_lite", "") == {"serving_default": set()}
+
+
 def test_what_makes_no_nan_is_not_watched(models: Path) -> None:
     found = refused(models, "harmless", "request.not_finite")
     assert set(map(frozenset, found.values())) == {frozenset(_NOT_FINITE)}

@@ -28,7 +28,6 @@ from typing import Any
 
 import openvino as ov
 from openvino.frontend import (
-    FrontEndManager,
     GeneralFailure,
     InitializationFailure,
     NotImplementedFailure,
@@ -45,6 +44,7 @@ from sealserve.serving.runtimes.saved_model import (
     refusing,
     stateful,
 )
+from sealserve.serving.runtimes.translations import load_frontend
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
 from sealserve.wire.tensors import dtype_name
@@ -230,7 +230,7 @@ def _convert(
     directory: Path, signature: Signature, wire: graph_pb2.SignatureDef, where: str
 ) -> ov.Model:
     try:
-        frontend = FrontEndManager().load_by_framework("tf")
+        frontend = load_frontend("tf")
         model = frontend.load(str(directory))
         inputs = {
             key: model.get_place_by_tensor_name(info.name) for key, info in wire.inputs.items()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import openvino as ov
-from openvino.frontend import FrontEndManager, NotImplementedFailure, OpConversionFailure
+from openvino.frontend import NotImplementedFailure, OpConversionFailure
 
 from sealserve.errors import InputError, Unavailable
 from sealserve.files import read_limited
@@ -38,6 +38,7 @@ from sealserve.serving.runtimes.graphs import (
 )
 from sealserve.serving.runtimes.saved_model import FILE_NAME
 from sealserve.serving.runtimes.tflite import LiteSignature, is_elementwise, read_signatures
+from sealserve.serving.runtimes.translations import load_frontend
 from sealserve.wire.graphs import MAX_GRAPH_BYTES
 from sealserve.wire.tensorflow import graph_pb2
 from sealserve.wire.tensorflow import tensor_pb2 as pb
@@ -75,14 +76,16 @@ def read_file(core: ov.Core, file: Path, *, ranks: Mapping[str, int] | None = No
         InputError: ``servable.file_malformed``, ``servable.names_collide``.
         Unavailable: ``servable.runtime_cannot``, ``servable.stateful``.
     """
-    if not FrontEndManager().load_by_framework(_FORMATS[file.name]).supported(str(file)):
+    frontend = load_frontend(_FORMATS[file.name])
+    if not frontend.supported(str(file)):
         raise InputError(
             "servable.file_malformed",
             f"the file is not of the format {_FORMATS[file.name]}",
             where=str(file),
         )
     try:
-        graph = core.read_model(file)
+        lite = file.name == _LITE
+        graph = frontend.convert(frontend.load(str(file))) if lite else core.read_model(file)
     except (OpConversionFailure, NotImplementedFailure) as error:
         raise Unavailable(
             "servable.runtime_cannot",
