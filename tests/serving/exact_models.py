@@ -239,6 +239,9 @@ ALONG = {
     "loop": lambda x: repeated(lambda y: 2.0 * tf.nn.log_softmax(y, 1), x),
     "masked": lambda x: tf.nn.log_softmax(x + np.array([0, -1e9, 0, 0], "f4"), 2),
 }
+TAILS = {"softplus": lambda x: 64.0 * tf.nn.softplus(x)}
+FAR = [np.arange(-40, 40, 0.5, dtype="f4").reshape(-1, 4)]
+UNSORTED = {"best": lambda x: tf.math.top_k(x, 3, sorted=False)[0]}
 CASTS = [
     np.array(each, "f4")
     for each in (
@@ -283,6 +286,8 @@ def make(root):
         ("narrow", NARROW, [None], CASTS),
         ("rounded", ROUNDED, [None, 4], numbers[:1]),
         ("trap_unrounded", UNROUNDED, [None, 4], []),
+        ("tails", TAILS, [None, 4], FAR),
+        ("trap_unsorted", UNSORTED, [None, 4], []),
         ("along", ALONG, [None, None, 4], SIZES[:2]),
     ):
         module = tf.Module()

@@ -163,6 +163,18 @@ def test_trap_a_transpose_is_moved_past_log_softmax(models: Path) -> None:
     assert refused(models, "along_lite", "") == {"serving_default": set()}
 
 
+def test_trap_the_tail_of_softplus_is_multiplied(models: Path) -> None:
+    """OpenVINO's own is 4e-6 of -34, where 2e-15 is right."""
+    assert refused(models, "tails", "") == {"softplus": set()}
+    assert guards(models / "more" / "exact" / "tails" / "1") == {"softplus": []}
+
+
+def test_trap_the_largest_in_an_order_of_their_own(models: Path) -> None:
+    """Unsorted, OpenVINO gives them by their places, and TensorFlow as its search left them."""
+    with pytest.raises(SealserveError, match="TopK that is not sorted"):
+        load(models / "more" / "exact" / "trap_unsorted" / "1")
+
+
 def test_what_makes_no_nan_is_not_watched(models: Path) -> None:
     found = refused(models, "harmless", "request.not_finite")
     assert set(map(frozenset, found.values())) == {frozenset(_NOT_FINITE)}

@@ -187,7 +187,8 @@ def _proved(
     from_the_end: bool = False,
 ) -> Converted:
     # Only a file counts from the end, and only a SavedModel says how TensorFlow rounds.
-    inexact = inexact_operations(graph.graph, halves=not from_the_end) + unguarded(graph.graph)
+    inexact = inexact_operations(graph.graph, as_tensorflow=not from_the_end)
+    inexact += unguarded(graph.graph)
     if inexact:
         raise Unavailable(
             "servable.inexact",

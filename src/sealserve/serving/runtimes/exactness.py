@@ -16,7 +16,8 @@ moved, compared, converted, or computed by an operation known to be exact:
 * float64 and bfloat16 (to which it does not round as TensorFlow does): nothing at all;
 * float16, which the plugin computes as float32 and rounds only at the end: one operation of
   ``_ONCE``, with nothing but moves after it. Model files, unlike SavedModels, do not say how
-  precisely it is to be done, so theirs may do more.
+  precisely it is to be done, so theirs may do more. Nor do they say in which order a TopK is
+  that is not sorted, as TensorFlow has one of its own.
 
 Sizes computed from shapes do not depend on values and are left alone.
 """
@@ -90,12 +91,12 @@ _ONCE = frozenset(
 _OPEN_ENDED = frozenset(("Slice", "StridedSlice", "Loop"))
 
 
-def inexact_operations(graph: ov.Model, *, halves: bool = True) -> list[str]:
+def inexact_operations(graph: ov.Model, *, as_tensorflow: bool = True) -> list[str]:
     """The operations of a converted graph that might compute something else than TensorFlow.
 
     Args:
         graph: the graph.
-        halves: float16 is to be rounded after each operation.
+        as_tensorflow: float16 is rounded after each operation, and an order is TensorFlow's.
 
     Returns:
         One phrase each (``"Divide on int32"``); empty if the graph is exact.
@@ -103,9 +104,21 @@ def inexact_operations(graph: ov.Model, *, halves: bool = True) -> list[str]:
     found: set[str] = set()
     if _walk(graph, found, in_body=False) > WIDE_LIMIT:
         found.add("constants added to 64-bit integers")
-    if halves:
+    if as_tensorflow:
         _find_unrounded(graph, found)
+        _find_unsorted(graph, found)
     return sorted(found)
+
+
+def _find_unsorted(graph: ov.Model, found: set[str]) -> None:
+    for node in graph.get_ops():
+        if node.get_type_name() == "TopK" and node.get_attributes()["sort"] != "value":
+            shape = node.output(0).get_partial_shape()
+            axis = node.get_attributes()["axis"]
+            if shape.rank.is_dynamic or shape[axis] != ov.Dimension(1):
+                found.add("TopK that is not sorted")
+        for body in bodies(node):
+            _find_unsorted(body, found)
 
 
 def _find_unrounded(graph: ov.Model, found: set[str]) -> None:

@@ -78,6 +78,8 @@ def _sign(node: Any, given: list[int]) -> int:
         return max(min(given), NOT_NEGATIVE if same else UNKNOWN)
     if kind == "Divide":
         return given[0] if given[1] == POSITIVE else UNKNOWN
+    if kind == "Sigmoid" and given[0] >= NOT_NEGATIVE:
+        return POSITIVE  # a half and more
     if kind == "Power":
         return _of_power(constant(node.input_value(1)), given[0])
     return NOT_NEGATIVE if kind in _NEVER_NEGATIVE else UNKNOWN
