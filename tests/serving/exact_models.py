@@ -242,6 +242,29 @@ ALONG = {
 TAILS = {"softplus": lambda x: 64.0 * tf.nn.softplus(x)}
 FAR = [np.arange(-40, 40, 0.5, dtype="f4").reshape(-1, 4)]
 UNSORTED = {"best": lambda x: tf.math.top_k(x, 3, sorted=False)[0]}
+# OpenVINO's Tile mixes up what it repeats; its StridedSlice takes the one of another axis.
+MIXED = {
+    "tiled": lambda x: tf.tile(x[:, :1, tf.newaxis], [1, 3, 1, 2]),
+    "tiled_5": lambda x: tf.tile(x[:, tf.newaxis, :, tf.newaxis], [1, 1, 2, 2, 2]),
+    "tiled_by_size": lambda x: tf.tile(x[:, :1], [tf.shape(x)[0], 3, 2]),
+    "tiled_by_sizes": lambda x: tf.tile(x, tf.shape(x)) * 1.5,
+    "added": lambda x: x[:, tf.newaxis, 0:, 2],
+    "added_last": lambda x: x[:, ::2, 1, tf.newaxis],
+    "added_between": lambda x: x[:, -1, tf.newaxis, 1:] * 2.0,
+    "added_twice": lambda x: x[tf.newaxis, :, 0, ..., tf.newaxis],
+    "added_in_rest": lambda x: x[..., tf.newaxis, 1],
+}
+
+
+def either(x):
+    return tf.cond(tf.reduce_sum(x) > 0, lambda: x * 2.5, lambda: x)
+
+
+BEHIND_IF = {
+    "pooled": lambda x: tf.nn.avg_pool2d(either(x)[..., tf.newaxis], 2, 2, "SAME"),
+    "scaled": lambda x: tf.nn.max_pool2d(1.5 * either(x)[..., tf.newaxis], 2, 2, "SAME"),
+    "convolved": lambda x: tf.nn.conv2d(either(x[..., tf.newaxis]), KERNEL, 1, "SAME"),
+}
 CASTS = [
     np.array(each, "f4")
     for each in (
@@ -288,6 +311,8 @@ def make(root):
         ("trap_unrounded", UNROUNDED, [None, 4], []),
         ("tails", TAILS, [None, 4], FAR),
         ("trap_unsorted", UNSORTED, [None, 4], []),
+        ("mixed", MIXED, [None, None, 4], SIZES),
+        ("trap_behind_if", BEHIND_IF, [None, None, 4], []),
         ("along", ALONG, [None, None, 4], SIZES[:2]),
     ):
         module = tf.Module()

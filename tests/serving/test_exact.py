@@ -175,6 +175,21 @@ def test_trap_the_largest_in_an_order_of_their_own(models: Path) -> None:
         load(models / "more" / "exact" / "trap_unsorted" / "1")
 
 
+def test_trap_what_is_repeated_is_mixed_up(models: Path) -> None:
+    """And an axis is added where another's one element is taken."""
+    found = refused(models, "mixed", "")
+    assert len(found) == 9
+
+
+def test_trap_a_transpose_behind_if_reads_what_nobody_wrote(models: Path) -> None:
+    """A pool or a convolution brings one; OpenVINO gave it an earlier request's memory."""
+    with pytest.raises(SealserveError) as caught:
+        load(models / "more" / "exact" / "trap_behind_if" / "1")
+    for key in ("pooled", "scaled", "convolved"):
+        assert f"{key}: OpenVINO would not compute" in caught.value.message
+    assert caught.value.message.count("Transpose behind If") == 3
+
+
 def test_what_makes_no_nan_is_not_watched(models: Path) -> None:
     found = refused(models, "harmless", "request.not_finite")
     assert set(map(frozenset, found.values())) == {frozenset(_NOT_FINITE)}

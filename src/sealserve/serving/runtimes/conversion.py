@@ -26,6 +26,7 @@ from sealserve.serving.runtimes.finite import needing_finite
 from sealserve.serving.runtimes.graphs import Graph, of_signature
 from sealserve.serving.runtimes.guards import add_guards, unguarded
 from sealserve.serving.runtimes.model_files import definition_of, find_file, read_file
+from sealserve.serving.runtimes.rewrites import misread_branches, rewrite
 from sealserve.serving.runtimes.saved_model import operations_behind, read_meta_graph, stateful
 from sealserve.serving.runtimes.sizes import by_values
 from sealserve.wire.graphs import spell_out_scalars
@@ -187,7 +188,8 @@ def _proved(
     from_the_end: bool = False,
 ) -> Converted:
     # Only a file counts from the end, and only a SavedModel says how TensorFlow rounds.
-    inexact = inexact_operations(graph.graph, as_tensorflow=not from_the_end)
+    inexact = rewrite(graph.graph) + misread_branches(graph.graph)
+    inexact += inexact_operations(graph.graph, as_tensorflow=not from_the_end)
     inexact += unguarded(graph.graph)
     if inexact:
         raise Unavailable(
