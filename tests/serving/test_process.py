@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -63,10 +65,13 @@ def wait_until_asked_for_the_body(connection: http.client.HTTPConnection) -> Non
 
 def wait_until_closed(port: int) -> None:
     while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=20).close()
-        except ConnectionRefusedError:
-            return
+        # Reset: the connection stood in the queue as that was closed.
+        with contextlib.suppress(ConnectionResetError):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=20).close()
+            except ConnectionRefusedError:
+                return
+        time.sleep(0.01)
 
 
 def test_insecure_serves_plaintext_and_says_so(models: Path, tmp_path: Path) -> None:
