@@ -28,7 +28,7 @@ import tensorflow as tf
 
 TOGETHER = 8  # signatures in a model
 UNIT = 2.0**-23
-TURNS = 8  # of the judge
+TURNS = 24  # of the judge
 FLOAT_SHAPES = (
     [None, 5],
     [None, 8],

@@ -228,7 +228,7 @@ FLOAT = {
     "softplus": by_one(exactly(tf.nn.softplus)),
     "softsign": alone(tf.nn.softsign),
     "swish": alone(tf.nn.silu),
-    "hard_swish": lambda d, x: d.moved(x * tf.nn.relu6(d.moved(x + 3.0)) / 6.0),
+    "hard_swish": lambda d, x: d.moved(x * tf.nn.relu6(d.moved(d.moved(x) + 3.0)) / 6.0),
     "gelu": lambda d, x: d.moved(
         0.5 * x * d.moved(1.0 + d.moved(tf.math.erf(d.moved(x / np.sqrt(2)))))
     ),

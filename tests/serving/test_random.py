@@ -29,6 +29,8 @@ _A_TIME: Final = 48  # made and looked at, so that the disk does not fill
 _SPREADS: Final = 8
 # Beyond this, sums and products may have left float32: a known limit.
 _ENORMOUS: Final = 1e30
+# Below this, a factor of it may have been below the least that is not taken for zero.
+_TINY: Final = 1e-30
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +65,7 @@ def wrong(ours: Any, stored: dict[str, Any], key: str, tally: Counter[str]) -> s
     with np.errstate(all="ignore"):
         whole = stored[f"out_{key}"].dtype.kind != "f"
         same = np.isclose(ours, theirs, rtol=0 if whole else 1e-4, atol=0, equal_nan=True)
-        same |= (np.abs(ours) < 1e-37) & (np.abs(theirs) < 1e-37)
+        same |= (np.abs(ours) < _TINY) & (np.abs(theirs) < _TINY)
         same |= np.abs(exact) > _ENORMOUS
         rounding = np.abs(ours - exact) <= (1 if whole else _SPREADS) * spread
     differing = ~(same | rounding)
