@@ -182,7 +182,7 @@ def test_trap_what_is_repeated_is_mixed_up(models: Path) -> None:
 
 
 def test_trap_a_transpose_behind_if_reads_what_nobody_wrote(models: Path) -> None:
-    """A pool or a convolution brings one; OpenVINO gave it an earlier request's memory."""
+    """A pool or a convolution brings one; what it answered was zeros, or what lay in memory."""
     with pytest.raises(SealserveError) as caught:
         load(models / "more" / "exact" / "trap_behind_if" / "1")
     for key in ("pooled", "scaled", "convolved"):

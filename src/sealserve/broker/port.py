@@ -11,9 +11,9 @@ import grpc
 from sealserve.address import Address
 from sealserve.broker.door import Door
 
-__all__ = ["DRAIN_SECONDS", "Port"]
+__all__ = ["Port"]
 
-DRAIN_SECONDS: Final = 10.0
+_DRAIN_SECONDS: Final = 10.0
 """How long calls in flight may take to finish when a port is closed."""
 
 
@@ -53,6 +53,6 @@ class Port:
 
     def stop(self) -> None:
         """Refuse new calls, let those in flight finish, and return when all is still."""
-        self.server.stop(DRAIN_SECONDS).wait()
+        self.server.stop(_DRAIN_SECONDS).wait()
         self.door.stop()
         self._pool.shutdown()

@@ -29,7 +29,8 @@ SEALSERVE_SSL_CONFIG_FILE, SEALSERVE_TLS_IDENTITY_FILE and SEALSERVE_ACCESS_FILE
 the environment stand for the flags of their names, so that an argument line that
 was written for TensorFlow Serving can stay as it is. Flags win.
 
-SIGTERM lets the requests under way finish, then the server ends with status 0.
+SIGTERM, Ctrl-C or the end of its terminal let the requests under way finish,
+then the server ends with status 0.
 """
 
 
